@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
+
+from lightwell.config.check import Strict
 
 GPT_CONFIG_124M: dict[str, Any] = {
     "vocab_size": 50257,
@@ -23,27 +25,6 @@ GPT_CONFIG_124M: dict[str, Any] = {
 
 Size = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
-
-
-class Strict(BaseModel):
-    """Base of every config: frozen, no silent conversions ("12" is not 12), unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
-
-    @classmethod
-    def cross_checks(cls, values: dict[str, Any]) -> list[tuple[str, str]]:
-        """Problems between fields, as (key, sentence). `values` holds the fields that parsed; others are absent.
-
-        Shared by construction and by `check.problems`, which also runs it when other fields are wrong.
-        """
-        return []
-
-    @model_validator(mode="after")
-    def _apply_cross_checks(self) -> Strict:
-        found = self.cross_checks({name: getattr(self, name) for name in type(self).model_fields})
-        if found:
-            raise ValueError("; ".join(f"{key}: {sentence}" for key, sentence in found))
-        return self
 
 
 class _TransformerConfig(Strict):
@@ -83,7 +64,7 @@ class GPTConfig(_TransformerConfig):
 
 
 class ModernConfig(_TransformerConfig):
-    """The Qwen3 layout. Left out: `n_kv_heads` = n_heads, `head_dim` = emb_dim / n_heads, `hidden_dim` about 8/3 emb_dim."""
+    """The Qwen3 layout. Left out: `n_kv_heads` = n_heads, `head_dim` = emb_dim / n_heads, `hidden_dim` = 8/3 emb_dim."""
 
     family: Literal["modern"] = "modern"
     n_kv_heads: Size | None = None
@@ -100,7 +81,8 @@ class ModernConfig(_TransformerConfig):
             found.append(("n_kv_heads", f"expected a divisor of n_heads = {n_heads}, got {n_kv_heads}"))
         if emb_dim and n_heads and "head_dim" in values and head_dim is None:
             if emb_dim % n_heads:
-                found.append(("n_heads", f"expected a divisor of emb_dim = {emb_dim} or an explicit head_dim, got {n_heads}"))
+                sentence = f"expected a divisor of emb_dim = {emb_dim}, or a head_dim, got {n_heads}"
+                found.append(("n_heads", sentence))
             else:
                 head_dim = emb_dim // n_heads
         if head_dim and head_dim % 2:
@@ -118,7 +100,7 @@ class ModernConfig(_TransformerConfig):
 
     @property
     def mlp_dim(self) -> int:
-        """`hidden_dim`, or 8/3 x emb_dim rounded up to a multiple of 32: three matrices then cost what GPT-2's two do."""
+        """`hidden_dim`, or 8/3 x emb_dim rounded up to 32s: three matrices then cost what GPT-2's two do."""
         return self.hidden_dim or -(-8 * self.emb_dim // 3 // 32) * 32
 
 

@@ -1,0 +1,65 @@
+"""Where a config comes from: a preset, a TOML file, flags and `--set section.key=value`, each over the one before."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from lightwell.config.check import nearest
+from lightwell.config.run import RunConfig
+from lightwell.errors import ConfigError, UserError
+
+Raw = dict[str, Any]
+
+
+def read_toml(path: Path) -> Raw:
+    """A TOML file as nested dictionaries. Raises UserError naming the file and the line."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        hint = "`lightwell presets nano` prints one."
+        raise UserError(f"expected a config file, found nothing at {path}.", hint) from None
+    except IsADirectoryError:
+        raise UserError(f"expected a config file, {path} is a folder.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"expected TOML in {path}, got: {error}.") from None
+
+
+def merge(*layers: Raw) -> Raw:
+    """Layers of nested dictionaries, later ones over earlier ones, section by section."""
+    merged: Raw = {}
+    for layer in layers:
+        for section, values in layer.items():
+            if isinstance(values, dict) and isinstance(merged.get(section), dict):
+                merged[section] = {**merged[section], **values}
+            else:
+                merged[section] = dict(values) if isinstance(values, dict) else values
+    return merged
+
+
+def parse_settings(settings: list[str]) -> Raw:
+    """`["train.batch_size=32", "run.name=mine"]` as nested dictionaries; values are TOML, bare words are texts."""
+    raw: Raw = {}
+    wrong = []
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        section, dot, name = key.strip().partition(".")
+        if not (equals and dot and name):
+            wrong.append((setting, "expected section.key=value"))
+        elif section not in RunConfig.model_fields:
+            near = nearest(section, list(RunConfig.model_fields))
+            known = f"did you mean {near}.{name}?" if near else f"known: {', '.join(RunConfig.model_fields)}"
+            wrong.append((key, f"unknown section; {known}"))
+        else:
+            raw.setdefault(section, {})[name] = _toml_value(value.strip())
+    if wrong:
+        raise ConfigError(wrong, "For instance: --set train.batch_size=32")
+    return raw
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
