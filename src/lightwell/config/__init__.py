@@ -1,1 +1,1 @@
-"""What a run is: a model's sizes (gpt), a run's sections (run), presets, and checks that report every problem at once."""
+"""What a run is: a model's sizes (gpt), a run's sections (run), presets, checks that report every problem at once."""

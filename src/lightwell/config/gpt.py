@@ -64,7 +64,7 @@ class GPTConfig(_TransformerConfig):
 
 
 class ModernConfig(_TransformerConfig):
-    """The Qwen3 layout. Left out: `n_kv_heads` = n_heads, `head_dim` = emb_dim / n_heads, `hidden_dim` = 8/3 emb_dim."""
+    """The Qwen3 layout. Left out: n_kv_heads = n_heads, head_dim = emb_dim / n_heads, hidden_dim = 8/3 emb_dim."""
 
     family: Literal["modern"] = "modern"
     n_kv_heads: Size | None = None
