@@ -1,0 +1,1 @@
+"""The machine: device and precision, threads, allocator, memory, random streams, processes (World), observers."""

@@ -1,0 +1,81 @@
+"""Where a run computes and in which precision: one object that the training step asks, whatever the device.
+
+Weights, optimizer state and reductions stay in float32. Matrix products run in `dtype`: bfloat16 on GPUs that have it
+and on CPUs with matrix units for it (Intel's AMX), where it is several times as fast, float32 elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+import torch
+
+from lightwell.errors import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Device:
+    """A torch device and the dtype of matrix products on it."""
+
+    torch_device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def kind(self) -> str:
+        return self.torch_device.type
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """The context in which a forward pass runs: mixed precision, or nothing at all for float32."""
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.kind, dtype=self.dtype)
+
+    def synchronise(self) -> None:
+        """Wait until the device has done what it was given; for measuring time."""
+        if self.kind == "cuda":
+            torch.cuda.synchronize(self.torch_device)
+        elif self.kind == "mps":
+            torch.mps.synchronize()
+
+    def describe(self) -> str:
+        name = (
+            torch.cuda.get_device_name(self.torch_device)
+            if self.kind == "cuda"
+            else f"{torch.get_num_threads()} threads"
+        )
+        return f"{self.torch_device} ({name}), {str(self.dtype).removeprefix('torch.')}"
+
+
+def choose_device(name: str = "auto", dtype: str = "auto") -> Device:
+    """The device called `name` ("auto": CUDA, else MPS, else CPU) with a dtype. Raises UserError if it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"expected a device such as cpu, cuda, cuda:1 or mps, got {name!r}.") from None
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(device.type, False):
+        there = ", ".join(kind for kind, is_there in available.items() if is_there)
+        raise UserError(f"expected a device that this machine has, got {name!r}.", f"Here: {there}.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"expected one of {torch.cuda.device_count()} GPUs, got {name!r}.")
+    return Device(device, DTYPES[dtype] if dtype != "auto" else fast_dtype(device))
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device multiplies it faster than float32 in hardware, else float32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    if device.type == "cpu" and cpu_has_amx():
+        return torch.bfloat16
+    return torch.float32
+
+
+def cpu_has_amx() -> bool:
+    """Whether this CPU has matrix units for bfloat16 (Intel AMX) that PyTorch may use."""
+    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool(supported is not None and supported())

@@ -1,0 +1,27 @@
+"""How many threads to compute with: what the scheduler and the container allow, not what the machine has."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+
+def allowed_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """CPUs this process may use: the scheduler's affinity, cut to the cgroup's quota (versions 2 and 1)."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _quota(cgroup)
+    return max(1, min(affinity, math.ceil(quota)) if quota else affinity)
+
+
+def _quota(cgroup: Path) -> float | None:
+    """CPUs' worth of time that the cgroup grants, or None when it sets no limit."""
+    version_2 = cgroup / "cpu.max"
+    quota_1, period_1 = cgroup / "cpu" / "cpu.cfs_quota_us", cgroup / "cpu" / "cpu.cfs_period_us"
+    if version_2.is_file():
+        quota, period = version_2.read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    if quota_1.is_file() and period_1.is_file():
+        quota = quota_1.read_text().strip()
+        return None if int(quota) <= 0 else int(quota) / int(period_1.read_text())
+    return None
