@@ -1,0 +1,332 @@
+"""Plain formulas of local derivatives: read, computed, written as LaTeX, and filled in with numbers.
+
+A formula is text that a person reads and this file can check:
+
+    dz/dx = z * (1 - z)                            element by element (the other entries of the Jacobian are 0)
+    dz[i,j]/dw[k,l] = [j=l] * x[i,k]               entry by entry
+    dz[i]/dx[j] = z[i] * ([i=j] - z[j])
+
+Arithmetic is written as in Python. A statement in brackets is 1 where it holds, else 0 (Iverson's bracket), and 0 times
+anything is 0, so `[x>0] * log(x)` is 0 for negative x. `sum[k](...)` adds over all k that the tensors indexed by k have.
+An element read outside its tensor is 0. Several equations are separated by ";". Nothing here is ever executed: the text
+is parsed to a tree, and the tree is walked.
+
+Source of the bracket: Knuth 1992, "Two notes on notation".
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_LEFT = re.compile(r"d(?P<out>[A-Za-z]\w*?)(\[(?P<i>[^]]*)\])?/d(?P<of>[A-Za-z]\w*)(\[(?P<j>[^]]*)\])?")
+_SINGLE_EQUALS = re.compile(r"(?<![<>=!])=(?!=)")
+
+_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    **{name: getattr(torch, name) for name in ("exp", "log", "sin", "cos", "tan", "sinh", "cosh", "tanh", "sqrt")},
+    **{name: getattr(torch, name) for name in ("sign", "sigmoid", "abs", "floor", "trunc", "erf", "digamma", "sinc")},
+    "trigamma": lambda x: torch.polygamma(1, x),
+    "polygamma": lambda n, x: torch.polygamma(int(n), x),
+    "bessel_j0": torch.special.bessel_j0,
+    "bessel_j1": torch.special.bessel_j1,
+    "bessel_i0": torch.special.i0,
+    "bessel_i1": torch.special.i1,
+    "min": torch.minimum,
+    "max": torch.maximum,
+    "len": lambda x: torch.tensor(float(x.shape[0])),
+}
+_CONSTANTS = {"pi": math.pi, "inf": math.inf}
+_BINARY: dict[type, Callable[[Any, Any], Any]] = {
+    ast.Add: lambda a, b: a + b,
+    ast.Sub: lambda a, b: a - b,
+    ast.Mult: lambda a, b: a * b,
+    ast.Div: lambda a, b: a / b,
+    ast.Pow: lambda a, b: a**b,
+    ast.Mod: lambda a, b: torch.remainder(torch.as_tensor(a), b),
+    ast.FloorDiv: lambda a, b: torch.div(torch.as_tensor(a), b, rounding_mode="floor"),
+}
+_COMPARE: dict[type, Callable[[Any, Any], Any]] = {
+    ast.Eq: lambda a, b: a == b,
+    ast.NotEq: lambda a, b: a != b,
+    ast.Lt: lambda a, b: a < b,
+    ast.LtE: lambda a, b: a <= b,
+    ast.Gt: lambda a, b: a > b,
+    ast.GtE: lambda a, b: a >= b,
+}
+
+
+@dataclass(frozen=True)
+class Equation:
+    """One equation: d`output`[`rows`] / d`of`[`columns`] = `value`. Without indices it holds element by element."""
+
+    output: str
+    rows: tuple[str, ...] | None
+    of: str
+    columns: tuple[str, ...] | None
+    value: ast.expr
+    text: str
+
+    def evaluate(self, symbols: Mapping[str, Any]) -> Tensor:
+        """The local derivative for these values of the letters.
+
+        Element by element: of the broadcast shape of what the formula names. Entry by entry: the output's shape
+        followed by the input's shape.
+        """
+        if self.rows is None or self.columns is None:
+            return torch.as_tensor(_Walk(symbols, {}).value(self.value), dtype=torch.float64)
+        shapes = [*symbols[self.output].shape, *symbols[self.of].shape]
+        sizes = dict(zip([*self.rows, *self.columns], shapes)) | _sum_sizes(self.value, symbols)
+        order = [*self.rows, *self.columns, *(k for k in sizes if k not in self.rows + self.columns)]
+        grid = {name: torch.arange(sizes[name]).reshape([-1 if n == name else 1 for n in order]) for name in order}
+        entries = torch.as_tensor(_Walk(symbols, grid).value(self.value), dtype=torch.float64)
+        free = len(self.rows) + len(self.columns)
+        full = entries.expand([*shapes, *[1] * (len(order) - free)])
+        return full.reshape(shapes)
+
+    def with_numbers(self, symbols: Mapping[str, float], show: Callable[[float], str] = "{:.4g}".format) -> str:
+        """The right side with numbers for its letters, each written by `show`: "0.9183 * (1 - 0.9183)"."""
+        return ast.unparse(_Filled({name: show(value) for name, value in symbols.items()}).visit(copy.deepcopy(self.value)))
+
+
+def parse(formula: str) -> list[Equation]:
+    """The equations of a formula. Raises ValueError for text that is not one."""
+    return [_equation(part.strip()) for part in formula.split(";") if part.strip()]
+
+
+def parse_expression(text: str) -> ast.expr:
+    """The tree of one expression; "=" inside brackets means "==". Raises ValueError (SyntaxError is one)."""
+    try:
+        return ast.parse(_SINGLE_EQUALS.sub("==", text.strip()), mode="eval").body
+    except SyntaxError as error:
+        raise ValueError(f"expected a formula, got {text!r}") from error
+
+
+def evaluate(text: str, symbols: Mapping[str, Any]) -> Tensor:
+    """The value of an expression without indices."""
+    return torch.as_tensor(_Walk(symbols, {}).value(parse_expression(text)))
+
+
+def to_latex(formula: str) -> str:
+    """A formula in LaTeX, equations joined by a wide space."""
+    return r" \qquad ".join(_equation_latex(equation) for equation in parse(formula))
+
+
+def _equation(text: str) -> Equation:
+    match = _LEFT.match(text)
+    rest = text[match.end() :].lstrip() if match else ""
+    if match is None or not rest.startswith("="):
+        raise ValueError(f"expected an equation such as 'dz/dx = ...', got {text!r}")
+    rows, columns = (None if match[g] is None else tuple(match[g].replace(" ", "").split(",")) for g in ("i", "j"))
+    if rows == ("",):
+        rows = ()
+    if columns == ("",):
+        columns = ()
+    if (rows is None) != (columns is None):
+        rows, columns = rows or (), columns or ()
+    return Equation(match["out"], rows, match["of"], columns, parse_expression(rest[1:]), text)
+
+
+def _is_sum(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript)
+
+
+def _indices(node: ast.Subscript) -> list[ast.expr]:
+    return list(node.slice.elts) if isinstance(node.slice, ast.Tuple) else [node.slice]
+
+
+def _sum_sizes(tree: ast.expr, symbols: Mapping[str, Any]) -> dict[str, int]:
+    """The range of every index that a sum runs over: the size of the dimension that it indexes."""
+    subscripts = [n for n in ast.walk(tree) if isinstance(n, ast.Subscript)]
+    summed = {i.id for n in ast.walk(tree) if _is_sum(n) for i in _indices(n.func) if isinstance(i, ast.Name)}  # type: ignore[attr-defined]
+    sizes: dict[str, int] = {}
+    for node in subscripts:
+        if isinstance(node.value, ast.Name) and node.value.id in symbols:
+            for index, size in zip(_indices(node), symbols[node.value.id].shape):
+                if isinstance(index, ast.Name) and index.id in summed:
+                    sizes[index.id] = size
+    return sizes
+
+
+class _Walk:
+    """Computes a tree. `grid` holds each index as an arange along its own dimension, so everything broadcasts."""
+
+    def __init__(self, symbols: Mapping[str, Any], grid: Mapping[str, Tensor]) -> None:
+        self.symbols, self.grid = symbols, grid
+
+    def value(self, node: ast.expr) -> Any:
+        match node:
+            case ast.Constant(value=int() | float() as number):
+                return number
+            case ast.Name(id=name):
+                return self._name(name)
+            case ast.UnaryOp(op=ast.USub(), operand=operand):
+                return -self.value(operand)
+            case ast.BinOp(left=left, op=ast.Mult(), right=right):
+                return self._times(left, right)
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
+                return _BINARY[type(op)](self.value(left), self.value(right))
+            case ast.List(elts=[statement]):
+                return torch.as_tensor(self._holds(statement)).double()
+            case ast.Call(func=ast.Subscript(value=ast.Name(id="sum")) as over, args=[body]):
+                dims = [self._dim(i) for i in _indices(over)]
+                return self._full(self.value(body), dims).sum(dim=dims, keepdim=True)
+            case ast.Call(func=ast.Name(id=name), args=arguments) if name in _FUNCTIONS:
+                return _FUNCTIONS[name](*(torch.as_tensor(self.value(a), dtype=torch.float64) for a in arguments))
+            case ast.Subscript(value=ast.Name(id=name)):
+                return self._element(self.symbols[name], [self.value(i) for i in _indices(node)])
+        raise ValueError(f"expected arithmetic, got {ast.unparse(node)!r}")
+
+    def _name(self, name: str) -> Any:
+        for table in (self.grid, self.symbols, _CONSTANTS):
+            if name in table:
+                return table[name]
+        raise ValueError(f"expected a letter of the operation ({', '.join(self.symbols)}), got {name!r}")
+
+    def _times(self, left: ast.expr, right: ast.expr) -> Any:
+        a, b = self.value(left), self.value(right)
+        for node, bracket, other in ((left, a, b), (right, b, a)):
+            if isinstance(node, ast.List):
+                return torch.where(bracket.bool(), torch.as_tensor(other, dtype=torch.float64), 0.0)
+        return a * b
+
+    def _holds(self, node: ast.expr) -> Any:
+        match node:
+            case ast.Compare(left=left, ops=ops, comparators=others):
+                values = [self.value(left), *(self.value(other) for other in others)]
+                pairs = [_COMPARE[type(op)](a, b) for op, a, b in zip(ops, values, values[1:])]
+                return _all(pairs)
+            case ast.BoolOp(op=ast.And(), values=parts):
+                return _all([self._holds(part) for part in parts])
+            case ast.BoolOp(op=ast.Or(), values=parts):
+                return ~_all([~torch.as_tensor(self._holds(part)) for part in parts])
+            case ast.UnaryOp(op=ast.Not(), operand=operand):
+                return ~torch.as_tensor(self._holds(operand))
+            case _:
+                return torch.as_tensor(self.value(node)).bool()
+
+    def _dim(self, index: ast.expr) -> int:
+        assert isinstance(index, ast.Name)
+        return list(self.grid).index(index.id)
+
+    def _full(self, value: Any, dims: list[int]) -> Tensor:
+        """The value spread over the summed indices, so that adding counts each of them even if it names none."""
+        value = torch.as_tensor(value, dtype=torch.float64)
+        shape = list(value.shape) if value.dim() else [1] * len(self.grid)
+        sizes = [grid.numel() for grid in self.grid.values()]
+        return value.expand([sizes[d] if d in dims else n for d, n in enumerate(shape)])
+
+    @staticmethod
+    def _element(x: Tensor, places: list[Any]) -> Tensor:
+        """x[places], 0 outside of the tensor."""
+        places = [torch.as_tensor(place).long() for place in places]
+        inside = _all([(place >= 0) & (place < n) for place, n in zip(places, x.shape)])
+        safe = [place.clamp(0, max(n - 1, 0)) for place, n in zip(places, x.shape)]
+        return torch.where(torch.as_tensor(inside), x[tuple(safe)], 0)
+
+
+def _all(parts: list[Any]) -> Any:
+    result = torch.as_tensor(parts[0])
+    for part in parts[1:]:
+        result = result & part
+    return result
+
+
+class _Filled(ast.NodeTransformer):
+    """Puts written numbers in the place of letters; negative ones in parentheses."""
+
+    def __init__(self, written: Mapping[str, str]) -> None:
+        self.written = {name: f"({text})" if text.startswith("-") else text for name, text in written.items()}
+
+    def visit_Name(self, node: ast.Name) -> ast.Name:
+        return ast.Name(self.written.get(node.id, node.id))
+
+
+# LaTeX. Each part comes with its rank, so that parentheses stand only where they are needed.
+
+_GREEK = {"alpha": r"\alpha", "beta": r"\beta", "gamma": r"\gamma", "pi": r"\pi", "eps": r"\varepsilon", "inf": r"\infty"}
+_SIGNS = {ast.Eq: "=", ast.NotEq: r"\ne", ast.Lt: "<", ast.LtE: r"\le", ast.Gt: ">", ast.GtE: r"\ge"}
+_KNOWN = {"exp", "log", "sin", "cos", "tan", "sinh", "cosh", "tanh", "min", "max"}
+_NAMED = {"digamma": r"\psi", "trigamma": r"\psi_1", "sigmoid": r"\sigma", "erf": r"\mathrm{erf}"}
+
+
+def _equation_latex(equation: Equation) -> str:
+    def name(letter: str, indices: tuple[str, ...] | None) -> str:
+        return _letter(letter) + (f"_{{{' '.join(indices)}}}" if indices else "")
+
+    top, bottom = name(equation.output, equation.rows), name(equation.of, equation.columns)
+    return rf"\frac{{\partial {top}}}{{\partial {bottom}}} = {_latex(equation.value)[0]}"
+
+
+def _letter(name: str) -> str:
+    if name in _GREEK:
+        return _GREEK[name]
+    plain = re.fullmatch(r"([A-Za-z])(\d*)", name)
+    if plain:
+        return plain[1] + (f"_{plain[2]}" if plain[2] else "")
+    return r"\mathrm{" + name.replace("_", r"\_") + "}"
+
+
+def _within(node: ast.expr, rank: int) -> str:
+    text, own = _latex(node)
+    return text if own >= rank else rf"\left({text}\right)"
+
+
+def _latex(node: ast.expr) -> tuple[str, int]:
+    """LaTeX of a tree, and how tightly it holds together: 0 statement, 1 sum, 2 product, 3 power, 4 one thing."""
+    match node:
+        case ast.Constant(value=number):
+            return str(number), 4
+        case ast.Name(id=name):
+            return _letter(name), 4
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return f"-{_within(operand, 2)}", 1
+        case ast.BinOp(left=left, op=ast.Div(), right=right):
+            return rf"\frac{{{_latex(left)[0]}}}{{{_latex(right)[0]}}}", 3
+        case ast.BinOp(left=left, op=ast.Pow(), right=right):
+            return f"{_within(left, 4)}^{{{_latex(right)[0]}}}", 3
+        case ast.BinOp(left=left, op=ast.Mult(), right=right):
+            return rf"{_within(left, 2)} \cdot {_within(right, 2)}", 2
+        case ast.BinOp(left=left, op=ast.Mod(), right=right):
+            return rf"{_within(left, 2)} \bmod {_within(right, 2)}", 2
+        case ast.BinOp(left=left, op=ast.FloorDiv(), right=right):
+            return rf"\left\lfloor \frac{{{_latex(left)[0]}}}{{{_latex(right)[0]}}} \right\rfloor", 4
+        case ast.BinOp(left=left, op=op, right=right):
+            sign, rank = ("+", 1) if isinstance(op, ast.Add) else ("-", 2)
+            return f"{_within(left, 1)} {sign} {_within(right, rank)}", 1
+        case ast.List(elts=[statement]):
+            return rf"\left[{_latex(statement)[0]}\right]", 4
+        case ast.Compare(left=left, ops=ops, comparators=others):
+            rest = "".join(f" {_SIGNS[type(op)]} {_within(other, 1)}" for op, other in zip(ops, others))
+            return _within(left, 1) + rest, 0
+        case ast.BoolOp(op=op, values=parts):
+            word = r" \;\text{and}\; " if isinstance(op, ast.And) else r" \;\text{or}\; "
+            return word.join(_latex(part)[0] for part in parts), 0
+        case ast.UnaryOp(op=ast.Not(), operand=operand):
+            return rf"\text{{not}}\; {_latex(operand)[0]}", 0
+        case ast.Call(func=ast.Subscript() as over, args=[body]):
+            return rf"\sum_{{{' '.join(ast.unparse(i) for i in _indices(over))}}} {_within(body, 2)}", 2
+        case ast.Call(func=ast.Name(id=name), args=arguments):
+            return _call_latex(name, arguments), 4
+        case ast.Subscript(value=ast.Name(id=name)):
+            return rf"{_letter(name)}_{{{', '.join(_latex(i)[0] for i in _indices(node))}}}", 4
+    raise ValueError(f"expected arithmetic, got {ast.unparse(node)!r}")
+
+
+def _call_latex(name: str, arguments: list[ast.expr]) -> str:
+    inner = ", ".join(_latex(argument)[0] for argument in arguments)
+    if name == "sqrt":
+        return rf"\sqrt{{{inner}}}"
+    if name == "abs":
+        return rf"\left|{inner}\right|"
+    if name == "len":
+        return rf"n_{{{inner}}}"
+    head = "\\" + name if name in _KNOWN else _NAMED.get(name, rf"\mathrm{{{name}}}".replace("_", r"\_"))
+    return rf"{head}\left({inner}\right)"
