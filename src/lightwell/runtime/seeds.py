@@ -1,4 +1,4 @@
-"""Random streams: every random number of a run is a function of (seed, what it is for, step), never of what came before.
+"""Random streams: every random number of a run is a function of (seed, its use, step), never of what came before.
 
 Folding a name or a number into a seed gives a new, independent seed, so that step n needs no state of steps before it
 (as `fold_in` does in JAX's PRNG design).

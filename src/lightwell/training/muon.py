@@ -1,0 +1,84 @@
+"""Muon: momentum whose matrix is replaced by the nearest one that turns without stretching, then taken as the update.
+
+A gradient matrix is dominated by a few directions. Its polar factor U V^T (from the singular value decomposition
+U S V^T) has the same directions, all of equal size, so that rare ones are learned as fast. A few products approximate
+it: an odd polynomial p(x) = a x + b x^3 + c x^5, applied to the matrix several times, drives every singular value
+towards 1.
+Sources: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"; coefficients of the five
+polynomials: Amsel et al. 2025, "The Polar Express", for five iterations.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+Coefficients = tuple[tuple[float, float, float], ...]
+
+POLAR_EXPRESS: Coefficients = (
+    (8.156554524902461, -22.48329292557795, 15.878769915207462),
+    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+)
+
+
+def orthogonalise(matrices: Tensor, coefficients: Coefficients = POLAR_EXPRESS) -> Tensor:
+    """An approximate polar factor of each matrix: (..., rows, columns) to the same shape and dtype.
+
+    All products are in the dtype of `matrices`. Singular values of the result lie near 1 (0.7 to 1.3).
+    """
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    X = matrices.mT if tall else matrices  # the products below are then of the smaller side
+    X = X / (X.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-6)  # singular values at most 1
+    for a, b, c in coefficients:
+        A = X @ X.mT
+        X = a * X + (b * A + c * (A @ A)) @ X
+    return X.mT if tall else X
+
+
+def exact_polar_factor(matrix: Tensor) -> Tensor:
+    """The slow twin: U V^T from the singular value decomposition, in float64."""
+    U, _, Vh = torch.linalg.svd(matrix.double(), full_matrices=False)
+    return U @ Vh
+
+
+class Muon:
+    """The optimizer for matrices of equal kind: `groups` of views, stacked by shape so that one product serves many.
+
+    weights: name -> (rows, columns) parameter. splits: name -> row counts of the matrices that one parameter holds
+    (queries, keys and values share one). dtype: of the products in `orthogonalise`.
+    """
+
+    def __init__(
+        self, weights: dict[str, Tensor], splits: dict[str, list[int]], momentum: float, dtype: torch.dtype
+    ) -> None:
+        self.weights = weights
+        self.splits = splits
+        self.momentum = momentum
+        self.dtype = dtype
+        self.buffers = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+
+    @torch.no_grad()
+    def step(self, learning_rate: float, weight_decay: float, apply: Tensor) -> None:
+        """One update from each weight's `.grad`. `apply`: 0-D bool; where False nothing changes, without a wait."""
+        by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
+        for name, weight in self.weights.items():
+            if weight.grad is None:
+                continue
+            buffer = self.buffers[name]
+            gradient = torch.where(apply, weight.grad, buffer)
+            buffer.lerp_(gradient, 1 - self.momentum)
+            lookahead = gradient.lerp(buffer, self.momentum)  # Nesterov's: where the momentum will be
+            rows = self.splits.get(name, [weight.shape[0]])
+            for part, update in zip(weight.split(rows), lookahead.split(rows)):
+                by_shape.setdefault(part.shape, []).append((part, update))
+        for shape, pairs in by_shape.items():
+            stacked = torch.stack([update for _, update in pairs]).to(self.dtype)
+            updates = orthogonalise(stacked).to(pairs[0][0].dtype)
+            # A tall matrix has few columns to share its size: scaled so that outputs move as much in every shape.
+            scale = learning_rate * max(1.0, shape[0] / shape[1]) ** 0.5
+            for (weight, _), update in zip(pairs, updates):
+                change = update.mul_(scale).add_(weight, alpha=learning_rate * weight_decay)
+                weight.sub_(torch.where(apply, change, 0.0))

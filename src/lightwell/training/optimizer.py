@@ -1,0 +1,95 @@
+"""Which update each parameter gets: Muon for the matrices inside the blocks, AdamW for all else; or AdamW alone.
+
+Weight decay is for matrices: biases and norms have nothing to shrink. AdamW is torch's fused one (Loshchilov and Hutter
+2019); Muon is in muon.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lightwell.config.gpt import GPTConfig, ModelConfig
+from lightwell.config.run import OptimizerSection
+from lightwell.runtime.device import Device
+from lightwell.training.muon import Muon
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Peak learning rates and weight decays, decided: `adamw` per optimizer step, `muon` in units of its update."""
+
+    adamw: float
+    adamw_decay: float
+    muon: float = 0.0
+    muon_decay: float = 0.0
+
+
+class Optimizer:
+    """Both updates behind one `step`. `model`'s parameters are told apart by name and shape."""
+
+    def __init__(self, model: nn.Module, config: ModelConfig, section: OptimizerSection, rates: Rates, device: Device):
+        self.rates = rates
+        self.names = dict(model.named_parameters())  # a tied weight once
+        hidden = {name for name, p in self.names.items() if section.name == "muon" and is_hidden_matrix(name, p)}
+        self.muon = Muon(
+            {name: self.names[name] for name in sorted(hidden)},
+            {name: qkv_rows(config) for name in hidden if name.endswith("attn.qkv.weight")},
+            section.momentum,
+            device.dtype,
+        )
+        rest = [(name, p) for name, p in self.names.items() if name not in hidden]
+        groups = [
+            {"params": [p for _, p in rest if p.ndim >= 2], "weight_decay": rates.adamw_decay},
+            {"params": [p for _, p in rest if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        self.adamw = torch.optim.AdamW(
+            groups, lr=rates.adamw, betas=(section.beta1, section.beta2), eps=section.eps, fused=True
+        )
+
+    def step(self, lr_scale: float, apply: Tensor) -> None:
+        """Update every parameter from its `.grad`. Where `apply` (0-D bool, on the device) is False nothing changes:
+        neither weights nor moments, and no one waits for the device to find out."""
+        for group in self.adamw.param_groups:
+            group["lr"] = self.rates.adamw * lr_scale
+        self.adamw.found_inf = (~apply).float().reshape(1)  # the fused kernel then skips, as under a GradScaler
+        self.adamw.step()
+        self.muon.step(self.rates.muon * lr_scale, self.rates.muon_decay, apply)
+
+    def zero_grad(self) -> None:
+        for parameter in self.names.values():
+            parameter.grad = None
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Everything the next step depends on, by name: "muon.<parameter>", "exp_avg.<parameter>" and so on."""
+        tensors = {f"muon.{name}": buffer for name, buffer in self.muon.buffers.items()}
+        for name, parameter in self.names.items():
+            for key, value in self.adamw.state.get(parameter, {}).items():
+                tensors[f"{key}.{name}"] = value
+        return tensors
+
+    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Undo `state_tensors`. Raises KeyError for a name that is not ours."""
+        for full_name, tensor in tensors.items():
+            key, _, name = full_name.partition(".")
+            if key == "muon":
+                self.muon.buffers[name].copy_(tensor)
+            else:
+                parameter = self.names[name]
+                # the count of steps is a float32 number on the CPU or beside the parameter, the rest is shaped like it
+                self.adamw.state[parameter][key] = tensor.to(parameter.device, copy=True)
+
+
+def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
+    """Matrices inside the blocks: not the embeddings, not the head."""
+    return name.startswith("blocks.") and parameter.ndim == 2
+
+
+def qkv_rows(config: ModelConfig) -> list[int]:
+    """Rows of queries, keys and values in the one matrix that holds them."""
+    if isinstance(config, GPTConfig):
+        return [config.emb_dim] * 3
+    keys = config.kv_heads * config.size_per_head
+    return [config.n_heads * config.size_per_head, keys, keys]

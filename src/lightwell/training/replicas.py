@@ -1,0 +1,61 @@
+"""The model as many processes train it: alone it is the model itself; with others, copies that share gradients (data
+parallel), or each process holding a shard of every weight (fully sharded, Zhao et al. 2023).
+
+Gradients travel only at the last micro-batch of a step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from lightwell.runtime.world import World
+
+
+class Replicas:
+    """`model` is the plain module; `forward(ids, targets)` runs it in the way that these processes need.
+
+    kind: "data" or "sharded", for several processes. compile: run the forward pass through torch.compile.
+    """
+
+    def __init__(self, model: nn.Module, world: World, kind: str = "data", compile: bool = False) -> None:
+        self.model = model
+        self.world = world
+        self.kind = kind if world.size > 1 else "alone"
+        self.forward: Callable[..., Any] = torch.compile(model, dynamic=False) if compile else model
+        if self.kind == "data":
+            self.forward = nn.parallel.DistributedDataParallel(self.forward)  # type: ignore[arg-type]
+        elif self.kind == "sharded":
+            shard(model)
+
+    def communicate(self, when: bool) -> contextlib.AbstractContextManager[Any]:
+        """A context for one forward and backward pass: gradients are shared only `when` it is the last of a step."""
+        if self.kind == "data" and not when:
+            return self.forward.no_sync()  # type: ignore[attr-defined]
+        if self.kind == "sharded":
+            self.model.set_requires_gradient_sync(when)  # type: ignore[operator]
+        return contextlib.nullcontext()
+
+    def clip_gradients(self, largest: float) -> Tensor:
+        """Scale all gradients so that their joint norm is at most `largest` (0: leave them). Returns the norm before."""
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = get_total_norm([p.grad for p in parameters], foreach=True)  # type: ignore[misc]
+        if hasattr(norm, "full_tensor"):  # sharded: each process saw its own part
+            norm = norm.full_tensor()
+        if largest > 0:
+            clip_grads_with_norm_(parameters, largest, norm, foreach=True)
+        return norm
+
+
+def shard(model: nn.Module) -> None:
+    """Spread every weight over all processes, block by block; each block is gathered while it is used."""
+    from torch.distributed.fsdp import fully_shard
+
+    for block in model.blocks:  # type: ignore[union-attr]
+        fully_shard(block)
+    fully_shard(model)

@@ -1,0 +1,42 @@
+"""How the learning rate goes over a run: a share of the peak rate for each step.
+
+`wsd` is warm-up, stable, decay (Hu et al. 2024, MiniCPM; Hägele et al. 2024): the end may be moved until the decay
+begins. `cosine` is GPT-3's (Loshchilov and Hutter 2017; Brown et al. 2020), `constant` stays after the warm-up.
+"""
+
+from __future__ import annotations
+
+import math
+
+from lightwell.config.run import ScheduleSection
+
+
+def lr_scale(step: int, steps: int, schedule: ScheduleSection, warmup_steps: int | None = None) -> float:
+    """Share of the peak rate for step number `step` (from 0) of `steps`.
+
+    warmup_steps: fixed when the number of steps was first decided, so that moving the end leaves the past unchanged;
+    left out: `schedule.warmup` of the steps.
+    """
+    warmup = warmup_length(steps, schedule) if warmup_steps is None else warmup_steps
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if schedule.name == "constant":
+        return 1.0
+    begin = decay_begin(steps, schedule, warmup)
+    if step < begin:
+        return 1.0
+    done = (step - begin + 1) / (steps - begin + 1)  # never 0 nor 1: every step of the decay does something
+    left = 1 - done if schedule.name == "wsd" else 0.5 * (1 + math.cos(math.pi * done))
+    return schedule.final + (1 - schedule.final) * left
+
+
+def warmup_length(steps: int, schedule: ScheduleSection) -> int:
+    """Steps of warm-up in a run of `steps`."""
+    return min(steps - 1, math.ceil(schedule.warmup * steps))
+
+
+def decay_begin(steps: int, schedule: ScheduleSection, warmup_steps: int) -> int:
+    """The first step of the decay; until then the end of the run may still be moved."""
+    if schedule.name == "wsd":
+        return max(warmup_steps, steps - math.floor(schedule.decay * steps))
+    return warmup_steps if schedule.name == "cosine" else steps
