@@ -104,7 +104,7 @@ def test_svg_curve_draws_its_points_and_gaps():
     assert [p.count("M") for p in paths] == [2, 1]
     assert [p.count("L") for p in paths] == [2, 1]
     assert len({p.get("stroke-dasharray") for p in root.iter(f"{SVG}path") if p.get("stroke-linejoin")}) == 2
-    assert any(text.text == "a <b>: 1" for text in root.iter(f"{SVG}text"))
+    assert any(text.text == "a <b>: 1 (1 not finite)" for text in root.iter(f"{SVG}text"))
     assert "no values" in svg_curve({"a": []})
 
 
