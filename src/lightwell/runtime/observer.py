@@ -20,7 +20,6 @@ class StepReport:
     tokens_per_second: float
     mfu: float | None = None  # share of the measured matrix-product peak
     seconds_left: float | None = None
-    heldout: dict[str, float] | None = None  # when this step was followed by an evaluation
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
 
@@ -38,6 +37,12 @@ class Observer:
 
     def after_step(self, report: StepReport) -> None:
         """After every step."""
+
+    def after_evaluation(self, step: int, heldout: dict[str, float]) -> None:
+        """After the held-out part was measured: "heldout.loss", "heldout.bits_per_byte"."""
+
+    def sample(self, step: int, model: Any) -> None:
+        """When a sample is due."""
 
     def after_checkpoint(self, step: int, path: str) -> None:
         """After a checkpoint is safely on disk."""

@@ -54,7 +54,8 @@ class Optimizer:
         neither weights nor moments, and no one waits for the device to find out."""
         for group in self.adamw.param_groups:
             group["lr"] = self.rates.adamw * lr_scale
-        self.adamw.found_inf = (~apply).float().reshape(1)  # the fused kernel then skips, as under a GradScaler
+        # the fused kernel then skips, as it does under a GradScaler
+        self.adamw.found_inf = (~apply).float().reshape(1)  # type: ignore[attr-defined]
         self.adamw.step()
         self.muon.step(self.rates.muon * lr_scale, self.rates.muon_decay, apply)
 

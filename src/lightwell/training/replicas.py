@@ -29,7 +29,7 @@ class Replicas:
         self.kind = kind if world.size > 1 else "alone"
         self.forward: Callable[..., Any] = torch.compile(model, dynamic=False) if compile else model
         if self.kind == "data":
-            self.forward = nn.parallel.DistributedDataParallel(self.forward)  # type: ignore[arg-type]
+            self.forward = nn.parallel.DistributedDataParallel(self.forward)
         elif self.kind == "sharded":
             shard(model)
 
@@ -42,7 +42,7 @@ class Replicas:
         return contextlib.nullcontext()
 
     def clip_gradients(self, largest: float) -> Tensor:
-        """Scale all gradients so that their joint norm is at most `largest` (0: leave them). Returns the norm before."""
+        """Scale all gradients so that their joint norm is at most `largest` (0: leave them); their norm before."""
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm = get_total_norm([p.grad for p in parameters], foreach=True)  # type: ignore[misc]
         if hasattr(norm, "full_tensor"):  # sharded: each process saw its own part
