@@ -43,6 +43,7 @@ class Training:
     saver: Saver
     database: RunDatabase
     evaluate: Callable[[int | None], Evaluation]
+    eval_tokens: int
     micro_batch_size: int
     eval_every: int
     peak_flops: float | None = None
@@ -175,7 +176,7 @@ def do_owed_work(t: Training) -> None:
 
 
 def evaluate(t: Training) -> None:
-    found = t.evaluate(t.config.train.eval_tokens)
+    found = t.evaluate(t.eval_tokens)
     values = {"heldout.loss": found.loss, "heldout.bits_per_byte": found.bits_per_byte}
     t.database.add_metrics(t.state.step, values)
     if t.state.best_loss is None or found.loss < t.state.best_loss:

@@ -49,6 +49,11 @@ class Pace:
                 "steps", steps=steps, warmup=warmup_length(steps, self.schedule), elapsed=round(self.elapsed(), 1)
             )
 
+    def expected_steps(self, state: TrainState) -> int:
+        """The steps decided, or those that would be decided now."""
+        decision = state.decided("steps")
+        return decision["steps"] if decision else self._steps_now(state)
+
     def steps(self, state: TrainState) -> int:
         decision = state.decided("steps")
         assert decision is not None, "begin() was not called"

@@ -109,7 +109,7 @@ def load_checkpoint(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimiz
 
 def full_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Sharded tensors gathered whole, one by one, so that any number of processes can go on from them."""
-    return {name: tensor.full_tensor() if is_sharded(tensor) else tensor for name, tensor in tensors.items()}  # type: ignore[operator]
+    return {name: tensor.full_tensor() if is_sharded(tensor) else tensor for name, tensor in tensors.items()}  # type: ignore[attr-defined]
 
 
 def is_sharded(tensor: Tensor) -> bool:
