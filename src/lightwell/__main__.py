@@ -1,0 +1,5 @@
+"""`python -m lightwell` is `lightwell`."""
+
+from lightwell.cli.main import main
+
+main()

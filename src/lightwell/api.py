@@ -1,0 +1,455 @@
+"""The library's functions: each composes the rooms into one thing a user wants. Commands and lessons call these.
+
+pretrain   text -> trained run          load      a run folder -> Run, ready to generate and evaluate
+resume     go on with a run             Run       .config .tokenizer .model .metrics .generate .evaluate
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lightwell.config.gpt import ModelConfig
+from lightwell.config.load import merge, parse_settings, read_toml
+from lightwell.config.presets import preset as read_preset
+from lightwell.config.run import RunConfig, changed, parse, to_raw
+from lightwell.data.dataset import Dataset, is_dataset, open_dataset
+from lightwell.data.prepare import prepare
+from lightwell.data.shards import TokenStream
+from lightwell.data.sources import collect, standard_library
+from lightwell.errors import RunError, StoppedEarly, UserError
+from lightwell.evaluation.loss import evaluate_stream
+from lightwell.evaluation.report import Evaluation
+from lightwell.files.lock import lock_folder
+from lightwell.generation.engine import Engine
+from lightwell.generation.sample import Sampling
+from lightwell.model.build import GPT
+from lightwell.model.count import parameters
+from lightwell.planner.choose import choose_rung, choose_vocab_size, complete
+from lightwell.runtime.device import Device, choose_device
+from lightwell.runtime.observer import Observer
+from lightwell.runtime.peak import measure_peak_flops
+from lightwell.runtime.threads import allowed_cpus
+from lightwell.runtime.world import World, join_world
+from lightwell.store.checkpoint import Checkpoint, load_model_only
+from lightwell.store.checkpoints import list_checkpoints, newest_good, read_newest
+from lightwell.store.database import RunDatabase
+from lightwell.store.run_folder import DATABASE, DATASET, RunFolder, create, is_run, open_run
+from lightwell.training.assemble import assemble
+from lightwell.training.loop import run as train
+
+Text = str | Path | Sequence[str | Path]
+Say = Callable[[str], None]
+Progress = Callable[[int, int | None, str], None]
+DEFAULT_MINUTES = 10.0
+
+
+def _quiet(*_: Any) -> None:
+    """Says nothing: what the library does unless a command gives it a voice."""
+
+
+@dataclass
+class Run:
+    """A trained model with all that belongs to it. Made by `load`, `pretrain` and `resume`."""
+
+    path: Path
+    folder: RunFolder
+    checkpoint: Path
+    device: Device
+
+    @cached_property
+    def config(self) -> RunConfig:
+        return parse(self.folder.config)
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.folder.tokenizer
+
+    @property
+    def model_config(self) -> ModelConfig:
+        return self.config.model.complete(self.tokenizer.vocab_size)
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The trained module, in evaluation mode on the run's device."""
+        model = GPT(self.model_config)
+        model.load_state_dict(load_model_only(self.checkpoint))
+        return model.to(self.device.torch_device).eval()
+
+    @property
+    def step(self) -> int:
+        return int(self.checkpoint.name.removeprefix("step-"))
+
+    @property
+    def metrics(self) -> dict[str, list[tuple[int, float]]]:
+        """Every recorded metric as a list of (step, value)."""
+        if not (self.path / DATABASE).exists():
+            return {}
+        with RunDatabase(self.path / DATABASE, read_only=True) as database:
+            return {name: database.metrics(name) for name in database.names()}
+
+    def stream(
+        self,
+        prompt: str = "",
+        *,
+        max_new_tokens: int = 200,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        stop: Sequence[str] = (),
+        seed: int = 0,
+    ) -> Iterator[str]:
+        """Text that goes on from `prompt`, piece by piece, never half a character. Temperature 0: always the likeliest."""
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+        engine = Engine(self.model, self.tokenizer)
+        with self.device.autocast():
+            for pieces in engine.stream(
+                [prompt], max_new_tokens=max_new_tokens, sampling=sampling, stop=list(stop), seed=seed
+            ):
+                yield pieces[0]
+
+    def generate(self, prompt: str = "", **options: Any) -> str:
+        """The text of `stream` at once, without the prompt."""
+        return "".join(self.stream(prompt, **options))
+
+    def evaluate(self, text: Text | None = None, progress: Progress = _quiet) -> Evaluation:
+        """Held-out loss and bits per byte, of the run's own held-out part or of other text (see evaluation/loss.py)."""
+        stream = self._heldout() if text is None else text_stream(text, self.tokenizer)
+        with self.device.autocast():
+            return evaluate_stream(self.model, stream, self.tokenizer, progress=progress)
+
+    def outcome(self) -> dict[str, Any]:
+        """How training went: steps, tokens, parameters, the last held-out figures, speed."""
+        metrics = self.metrics
+
+        def last(name: str) -> float | None:
+            return metrics[name][-1][1] if metrics.get(name) else None
+
+        rates = sorted(value for _, value in metrics.get("tokens_per_second", []))
+        return {
+            "steps": self.step,
+            "tokens": int(last("tokens") or 0),
+            "parameters": parameters(self.model_config)["total"],
+            "heldout": {"loss": last("heldout.loss"), "bits_per_byte": last("heldout.bits_per_byte")},
+            "tokens_per_second": rates[len(rates) // 2] if rates else None,
+            "checkpoint": str(self.checkpoint),
+        }
+
+    def dataset(self) -> Dataset:
+        """The data that the run was trained on. Raises RunError if it is not there (an imported model has none)."""
+        path = self.folder.dataset_path
+        if path is None or not path.is_dir():
+            hint = f"Give a text: lightwell evaluate {self.path} TEXT"
+            raise RunError(f"expected the data of {self.path}, found none.", hint)
+        return open_dataset(path)
+
+    def _heldout(self) -> TokenStream:
+        return self.dataset().val
+
+
+def load(path: str | Path, *, device: str = "auto", dtype: str = "float32") -> Run:
+    """Open a run folder at its newest good checkpoint. Raises RunError if it is not a run or none is good."""
+    path = Path(path)
+    folder = open_run(path)
+    checkpoint = newest_good(path, set_aside=False)
+    if checkpoint is None:
+        raise RunError(
+            f"expected a good checkpoint in {path}, found none.", f"`lightwell runs {path} --check` says more."
+        )
+    return Run(path, folder, checkpoint, choose_device(device, dtype))
+
+
+def text_stream(text: Text, tokenizer: Any) -> TokenStream:
+    """Files and folders of text as one stream of tokens, each document opened by the separator."""
+    documents, n_bytes = [], 0
+    for document in collect(as_paths(text)).documents():
+        documents.append(tokenizer.encode_array(document.text.decode("utf-8")))
+        n_bytes += len(document.text)
+    return TokenStream.from_documents(documents, tokenizer.separator_id, n_bytes)
+
+
+def as_paths(text: Text | None) -> list[Path | str]:
+    if text is None:
+        return list(standard_library())
+    return [text] if isinstance(text, str | Path) else list(text)
+
+
+@dataclass
+class Request:
+    """What the user asked of `pretrain`: the text and the layers of config, not yet resolved."""
+
+    text: list[Path | str] | None
+    raw: dict[str, Any]
+
+    @property
+    def config(self) -> RunConfig:
+        return parse(self.raw)
+
+
+def read_request(
+    text: Text | None = None,
+    *,
+    preset: str | None = None,
+    config: str | Path | None = None,
+    settings: Sequence[str] = (),
+    minutes: float | None = None,
+    tokens: int | None = None,
+    steps: int | None = None,
+    val: Text | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+) -> Request:
+    """Merge preset, file, flags and settings, later over earlier, and check the result. Raises ConfigError."""
+    flags = {
+        "budget": {"minutes": minutes, "tokens": tokens, "steps": steps},
+        "run": {"seed": seed},
+        "runtime": {"device": device},
+        "data": {"val": None if val is None else [str(path) for path in as_paths(val)]},
+    }
+    given = {name: {key: v for key, v in section.items() if v is not None} for name, section in flags.items()}
+    file = read_toml(Path(config)) if config else {}
+    raw = merge(
+        read_preset(preset) if preset else {},
+        file,
+        {name: section for name, section in given.items() if section},
+        parse_settings(list(settings)),
+    )
+    if given["budget"]:  # a flag replaces the file's budget instead of joining it
+        raw["budget"] = given["budget"]
+    request = Request(None if text is None else as_paths(text), raw)
+    _ = request.config  # reports every problem now
+    return request
+
+
+def pretrain(
+    text: Text | None = None,
+    *,
+    out: str | Path | None = None,
+    weights_from: str | Path | None = None,
+    observers: Sequence[Observer] = (),
+    stop: Callable[[], str | None] = lambda: None,
+    say: Say = _quiet,
+    progress: Progress = _quiet,
+    force: bool = False,
+    began: float | None = None,
+    **request: Any,
+) -> Run:
+    """Train a GPT on text and return the run. Without text: on the standard library of the running Python.
+
+    Budget: `minutes`, `tokens` or `steps` (none: 10 minutes). Also `preset`, `config`, `settings`, `val`, `seed`,
+    `device`, as in `read_request`. out: the run's folder; an unfinished run there is continued if it was asked for the
+    same. weights_from: a run to begin from. `began`: `time.perf_counter()` of when the minutes began to count.
+    Raises UserError for what cannot be done, StoppedEarly if `stop` gave a reason before the end.
+    """
+    began = time.perf_counter() if began is None else began
+    asked = read_request(text, **request)
+    config = with_budget(asked.config, say)
+    device = choose_device(config.runtime.device, config.runtime.dtype)
+    with ExitStack() as stack, join_world(device.kind) as world:
+        path = Path(out) if out else new_run_path(config.run.name or name_of(asked.text))
+        if is_run(path):
+            return continue_run(path, asked, observers=observers, stop=stop, say=say, force=force)
+        path.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(lock_folder(path))
+        set_threads(config)
+        parent = load(weights_from) if weights_from else None
+        dataset = open_or_prepare(asked.text, path, config, parent, say, progress)
+        config, peak = plan_run(config, dataset, device, parent, say)
+        create(path, to_raw(config), asked.raw, dataset.tokenizer, dataset.path)
+        weights = parent.model.state_dict() if parent else None
+        train_run(path, config, dataset, device, world, observers, stop, began=began, weights=weights, peak_flops=peak)
+    return load(path, device=config.runtime.device)
+
+
+def resume(
+    path: str | Path,
+    *,
+    observers: Sequence[Observer] = (),
+    stop: Callable[[], str | None] = lambda: None,
+    say: Say = _quiet,
+) -> Run:
+    """Go on with a run from its newest good checkpoint, exactly as if it had never stopped."""
+    path = Path(path)
+    folder = open_run(path)
+    config = parse(folder.config)
+    device = choose_device(config.runtime.device, config.runtime.dtype)
+    with lock_folder(path), join_world(device.kind) as world:
+        set_threads(config)
+        checkpoint = read_newest(path, say)
+        if checkpoint is None:
+            raise RunError(f"expected a good checkpoint in {path}, found none.", "The run must begin again.")
+        dataset_path = folder.dataset_path
+        if dataset_path is None:
+            raise RunError(f"expected the data of {path}, found none.", "An imported model is trained with --from.")
+        dataset = open_dataset(dataset_path)
+        if checkpoint.manifest.get("dataset", dataset.fingerprint) != dataset.fingerprint:
+            raise RunError(
+                f"expected the data that {path} was trained on, got other data in {dataset_path}.",
+                "`lightwell data diff` shows the changes; a new run can begin with --from.",
+            )
+        peak = measure_peak_flops(device)
+        train_run(path, config, dataset, device, world, observers, stop, checkpoint=checkpoint, peak_flops=peak)
+    return load(path, device=config.runtime.device)
+
+
+def train_run(
+    path: Path,
+    config: RunConfig,
+    dataset: Dataset,
+    device: Device,
+    world: World,
+    observers: Sequence[Observer],
+    stop: Callable[[], str | None],
+    *,
+    checkpoint: Checkpoint | None = None,
+    weights: dict[str, Tensor] | None = None,
+    began: float | None = None,
+    peak_flops: float | None = None,
+) -> None:
+    """Train to the end, or raise StoppedEarly with the command that goes on."""
+    with RunDatabase(path / DATABASE) as database:
+        if checkpoint is not None:
+            database.delete_after(checkpoint.step)
+        training = assemble(
+            path, config, dataset, device, world, database,
+            checkpoint=checkpoint, weights=weights, observers=observers, stop=stop, began=began, peak_flops=peak_flops,
+        )  # fmt: skip
+        try:
+            reason = train(training)
+        finally:
+            for observer in observers:
+                observer.at_end()
+        step = training.state.step
+        database.add_event(step, "end", {"reason": reason or "done"})
+    if reason not in (None, "overfitting"):
+        raise StoppedEarly(
+            f"stopped at step {step} of {training.pace.steps(training.state)} ({reason}); saved.",
+            f"Go on with: lightwell resume {path}",
+            {"run": str(path), "step": step, "checkpoint": str(list_checkpoints(path)[-1])},
+        )
+
+
+def continue_run(path: Path, asked: Request, *, force: bool, say: Say, **options: Any) -> Run:
+    """Go on with the run in `path` if it was asked for the same. Raises RunError showing the differences."""
+    before = open_run(path, need_checkpoint=False).request
+    differences = [
+        f"{section}.{key}: {before.get(section, {}).get(key)} -> {asked.raw.get(section, {}).get(key)}"
+        for section in sorted(before.keys() | asked.raw.keys())
+        for key in sorted(before.get(section, {}).keys() | asked.raw.get(section, {}).keys())
+        if before.get(section, {}).get(key) != asked.raw.get(section, {}).get(key)
+    ]
+    if differences and not force:
+        raise RunError(
+            f"expected {path} to be free or a run asked for the same, got differences: {'; '.join(differences)}.",
+            f"Go on as it was with `lightwell resume {path}`, or choose another --out.",
+        )
+    if differences:
+        say(f"Going on with {path} as it was first asked for; ignored: {'; '.join(differences)}")
+    return resume(path, say=say, **options)
+
+
+def with_budget(config: RunConfig, say: Say) -> RunConfig:
+    """The config with a budget: ten minutes if none was asked for."""
+    budget = config.budget
+    if budget.steps or budget.tokens or budget.minutes:
+        return config
+    say(f"No budget given: training for {DEFAULT_MINUTES:g} minutes (--minutes, --tokens or --steps choose another).")
+    return changed(config, budget={"minutes": DEFAULT_MINUTES})
+
+
+def set_threads(config: RunConfig) -> None:
+    torch.set_num_threads(config.runtime.threads or allowed_cpus())
+
+
+def open_or_prepare(
+    text: list[Path | str] | None, run: Path, config: RunConfig, parent: Run | None, say: Say, progress: Progress
+) -> Dataset:
+    """The prepared dataset that was named, or one made from the text in the run's own folder."""
+    if text and len(text) == 1 and is_dataset(Path(text[0])):
+        dataset = open_dataset(Path(text[0]))
+        if parent and dataset.tokenizer.hash != parent.tokenizer.hash:
+            raise UserError(
+                f"expected data prepared with the tokenizer of {parent.path}, got another one in {text[0]}.",
+                "Give the text itself instead of the prepared data.",
+            )
+        return dataset
+    if (run / DATASET).is_dir():  # left by an attempt that ended before it trained
+        shutil.rmtree(run / DATASET)
+    sources = standard_library() if text is None else text
+    tokenizer: Any = parent.tokenizer if parent else config.tokenizer.kind
+    if config.tokenizer.kind == "gpt2" and config.tokenizer.path:
+        from lightwell.tokenizer.gpt2 import load_gpt2
+
+        tokenizer = load_gpt2(Path(config.tokenizer.path))
+    vocab_size = None
+    if tokenizer == "bpe":
+        seconds = 60 * config.budget.minutes if config.budget.minutes else None
+        upper = config.model.vocab_size
+        vocab_size = choose_vocab_size(collect(sources).n_bytes, seconds) if upper is None else upper
+    return prepare(
+        sources,
+        run / DATASET,
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        val=config.data.val or None,
+        limit_bytes=config.data.limit_bytes,
+        seed=config.run.seed,
+        progress=progress,
+    )
+
+
+def plan_run(
+    config: RunConfig, dataset: Dataset, device: Device, parent: Run | None, say: Say
+) -> tuple[RunConfig, float]:
+    """Decide what is still open. Returns the config and the device's measured matrix-product peak, in FLOP/s."""
+    peak = measure_peak_flops(device)
+    vocab_size = dataset.tokenizer.vocab_size
+    if parent:
+        config = changed(config, model=parent.config.model.model_dump())
+    if config.model.vocab_size is not None and vocab_size > config.model.vocab_size:
+        raise UserError(
+            f"expected a vocabulary of at most {config.model.vocab_size} tokens, got a tokenizer of {vocab_size}.",
+            "Leave model.vocab_size out, and the tokenizer decides.",
+        )
+    seconds = 60 * config.budget.minutes if config.budget.minutes else None
+    config = complete(config, choose_rung(seconds, peak), dataset.train.n_bytes)
+    return changed(config, model={"vocab_size": vocab_size}), peak
+
+
+def new_run_path(name: str, parent: Path = Path("runs")) -> Path:
+    """`runs/<name>-<n>` with the first n that is free."""
+    n = 1
+    while (parent / f"{name}-{n}").exists():
+        n += 1
+    return parent / f"{name}-{n}"
+
+
+def name_of(text: list[Path | str] | None) -> str:
+    """A run's name from its text: the first file's or folder's."""
+    if text is None:
+        return "python"
+    name = Path(text[0]).resolve().name if text else "run"
+    return re.sub(r"[^\w.-]+", "-", name.removesuffix(Path(name).suffix)).strip("-.") or "run"
+
+
+def longest_copy_from(run: Run, sample: str) -> tuple[int, str]:
+    """The longest stretch of `sample` that stands in the run's training text: its length in bytes, and the stretch."""
+    from lightwell.evaluation.copies import longest_copy
+
+    dataset = run.dataset()
+    corpus = dataset.tokenizer.decode_bytes(np.asarray(dataset.train.read(0, len(dataset.train))).tolist())
+    length, where = longest_copy(sample, corpus)
+    return length, corpus[where : where + length].decode("utf-8", errors="replace")

@@ -1,0 +1,70 @@
+"""What several commands share: options, words on stderr, results on stdout, signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+
+
+def make_app() -> typer.Typer:
+    """A typer app for one command: plain help, no completion."""
+    return typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+JSON = typer.Option(False, "--json", help="One JSON value on stdout.")
+
+
+def say(text: str) -> None:
+    """Words for the person, on stderr; only the main process of several speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=sys.stderr, flush=True)
+
+
+def show_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+def color_on(stream: Any = sys.stdout) -> bool:
+    return stream.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+
+
+class Stopper:
+    """Why to stop: a signal, or the time that a job was given. Called by the loop after each step."""
+
+    def __init__(self, seconds: float | None, elapsed: Callable[[], float]) -> None:
+        self.seconds, self.elapsed = seconds, elapsed
+        self.reason: str | None = None
+        self.training = False  # before training a signal ends at once: nothing is lost
+
+    def __call__(self) -> str | None:
+        self.training = True
+        if self.reason is None and self.seconds is not None and self.elapsed() > self.seconds:
+            self.reason = "the time of --stop-after is over"
+        return self.reason
+
+
+@contextmanager
+def stop_by_signal(stopper: Stopper) -> Iterator[None]:
+    """SIGINT and SIGTERM ask for a stop after the step; a second one ends at once with 128 + signal."""
+
+    def handle(number: int, frame: Any) -> None:
+        if stopper.reason is not None:
+            os._exit(128 + number)
+        if not stopper.training:
+            raise KeyboardInterrupt
+        stopper.reason = f"{signal.Signals(number).name} received"
+        os.write(2, b"\nFinishing the step and saving; once more to end at once.\n")
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,29 @@
+"""`lightwell evaluate`: how well a run predicts text."""
+
+from __future__ import annotations
+
+import typer
+
+from lightwell.cli.common import JSON, make_app, show_json
+
+app = make_app()
+
+
+@app.command(epilog="For instance:  lightwell evaluate runs/notes-1 other-notes/")
+def evaluate(
+    run: str = typer.Argument(help="The run's folder."),
+    text: list[str] = typer.Argument(None, help="Files and folders of text; none: the run's own held-out part."),
+    device: str = typer.Option("auto", help="auto, cpu, cuda, cuda:1, mps."),
+    json: bool = JSON,
+) -> None:
+    """Held-out loss, bits per byte and perplexity."""
+    from lightwell.api import load
+    from lightwell.cli.progress import WorkProgress
+
+    work = WorkProgress()
+    found = load(run, device=device).evaluate(text or None, progress=work)
+    work.clear()
+    if json:
+        show_json(found.to_dict())
+    else:
+        print(found)

@@ -1,0 +1,131 @@
+"""`lightwell COMMAND ...`: finds the command's file, runs it, turns what went wrong into a sentence and an exit code.
+
+0 done; 1 our bug; 2 the user's mistake; 3 stopped early, the last good state is saved; 4 the answer is no.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import traceback
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from lightwell.errors import LightwellError
+
+COMMANDS = {  # name -> one line for --help; the command lives in cli/<name>.py (a trailing _ where Python has the word)
+    "pretrain": "Train a GPT on text.",
+    "resume": "Go on with a run, exactly as if it had never stopped.",
+    "generate": "Let a run write text.",
+    "evaluate": "Held-out loss, bits per byte and perplexity of a run.",
+    "runs": "What runs there are and how they went.",
+    "plan": "Parameters, memory, FLOPs and time, before anything runs.",
+    "presets": "The shelf of ready configs.",
+    "prepare": "Text to a dataset: documents, vocabulary, shards.",
+    "data": "What is in a dataset; what differs between two.",
+    "tokenize": "Text as coloured tokens, with their ids.",
+    "trace": "What happens inside a run's model on a text.",
+    "explain": "Where a gradient comes from, factor by factor.",
+    "verify": "Check every gradient of a run's model three ways.",
+    "diagnose": "Is training healthy, and if not, what to change.",
+    "import": "Bring in another project's model.",
+    "export": "Give a run to other projects.",
+    "selftest": "Is this device right, does resume hold here.",
+}
+REPORT = "This is a bug in Lightwell. Please report it with the lines above."
+
+
+class LazyGroup(TyperGroup):
+    """A group whose commands are imported when they are asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        return load_command(cmd_name)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+def load_command(name: str) -> Any:
+    module = importlib.import_module(f"lightwell.cli.{name}_" if name == "import" else f"lightwell.cli.{name}")
+    command = get_command(module.app)
+    command.name = name
+    return command
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    add_completion=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="For instance:  lightwell pretrain notes/ --minutes 5",
+)
+
+
+@app.callback(invoke_without_command=True)
+def root(version: bool = typer.Option(False, "--version", help="Say the version and exit.")) -> None:
+    """Train GPT language models on your own text and machine, and see into every part of them."""
+    if version:
+        from lightwell import __version__
+
+        print(f"lightwell {__version__}")
+        raise typer.Exit
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command and exit with its code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command and return its exit code."""
+    as_json = "--json" in arguments
+    try:
+        result = get_command(app).main(args=arguments, prog_name="lightwell", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except LightwellError as error:
+        code = 0 if error.exit_code == 3 and "TORCHELASTIC_RUN_ID" in os.environ else error.exit_code
+        return fail(error.kind, error.message, error.hint, code, as_json, getattr(error, "details", None))
+    except KeyboardInterrupt:
+        return fail("interrupted", "interrupted before anything was saved.", "", 130, as_json)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if type(error).__name__ == "Abort":
+            return 130
+        if hasattr(error, "format_message"):  # the command line was not understood
+            context = getattr(error, "ctx", None)
+            where = context.command_path if context else "lightwell"
+            return fail("usage", error.format_message(), f"See: {where} --help", 2, as_json)
+        traceback.print_exc()
+        return fail("internal", f"{type(error).__name__}: {error}", REPORT, 1, as_json)
+
+
+def fail(kind: str, message: str, hint: str, code: int, as_json: bool, details: Any = None) -> int:
+    """Say what went wrong, in words on stderr or as JSON on stdout."""
+    if as_json:
+        print(
+            json.dumps(
+                {"error": {"kind": kind, "message": message, "hint": hint}} | ({"details": details} if details else {})
+            )
+        )
+    else:
+        print(f"lightwell: {message} {hint}".rstrip(), file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

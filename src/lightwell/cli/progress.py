@@ -1,0 +1,91 @@
+"""How long work shows itself: a bar on a terminal, plain lines in a log, silence when told so."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from typing import Any
+
+from lightwell.runtime.observer import Observer, StepReport
+from lightwell.show.units import count, duration
+
+
+class TrainingProgress(Observer):
+    """One line that renews itself (terminal) or one line every so often (log): loss, rate, share of peak, time left."""
+
+    def __init__(self, terminal: bool | None = None, lines: int = 20) -> None:
+        self.terminal = sys.stderr.isatty() if terminal is None else terminal
+        self.lines = lines
+        self.heldout: float | None = None
+        self.last = 0.0
+        self.printed = -1
+
+    def after_step(self, report: StepReport) -> None:
+        for kind, details in report.events:
+            self.note(f"step {report.step}: {kind} {details}")
+        done = report.step / report.steps
+        now = time.monotonic()
+        if self.terminal:
+            if now - self.last > 0.1 or report.step == report.steps:
+                self.last = now
+                print(f"\r\x1b[K{bar(done)} {self.line(report)}", end="", file=sys.stderr, flush=True)
+        elif int(done * self.lines) > self.printed or report.step == 1:
+            self.printed = int(done * self.lines)
+            print(self.line(report), file=sys.stderr, flush=True)
+
+    def line(self, report: StepReport) -> str:
+        parts = [f"step {report.step}/{report.steps}", f"loss {report.loss:.3f}"]
+        if self.heldout is not None:
+            parts.append(f"held-out {self.heldout:.3f} bits/byte")
+        parts.append(f"{count(report.tokens_per_second)} tokens/s")
+        if report.mfu is not None:
+            parts.append(f"{report.mfu:.0%} of peak")
+        if report.seconds_left is not None and report.step < report.steps:
+            parts.append(f"{duration(report.seconds_left)} left")
+        return "  ".join(parts)
+
+    def after_evaluation(self, step: int, heldout: dict[str, float]) -> None:
+        self.heldout = heldout["heldout.bits_per_byte"]
+
+    def note(self, text: str) -> None:
+        if self.terminal:
+            print("\r\x1b[K", end="", file=sys.stderr)
+        print(text, file=sys.stderr, flush=True)
+
+    def at_end(self) -> None:
+        if self.terminal:
+            print(file=sys.stderr)
+
+
+def bar(share: float, width: int = 20) -> str:
+    filled = math.floor(share * width)
+    return "█" * filled + "░" * (width - filled)
+
+
+class WorkProgress:
+    """For work before training: `progress(done, total, what)`, shown when it takes longer than a moment."""
+
+    def __init__(self) -> None:
+        self.terminal = sys.stderr.isatty()
+        self.what = ""
+        self.began = self.last = time.monotonic()
+
+    def __call__(self, done: int, total: int | None, what: str) -> None:
+        now = time.monotonic()
+        if what != self.what:
+            self.what, self.began, self.last = what, now, now
+        if not self.terminal or now - self.last < 0.2:
+            return
+        self.last = now
+        share = f"{bar(done / total)} {done / total:.0%}" if total else f"{done:,}"
+        left = f"  {duration((now - self.began) * (total - done) / done)} left" if total and done else ""
+        print(f"\r\x1b[K{what} {share}{left}", end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        if self.terminal:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def silent(*_: Any) -> None:
+    """Progress that nobody wants to see."""

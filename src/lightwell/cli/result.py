@@ -1,0 +1,35 @@
+"""What `pretrain` and `resume` end with: how good the model is, a sample, where it lies, what to type next."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lightwell.cli.common import show_json
+from lightwell.show.units import count, duration
+
+if TYPE_CHECKING:
+    from lightwell.api import Run
+
+
+def show_result(run: Run, seconds: float, as_json: bool) -> None:
+    from lightwell.api import longest_copy_from
+
+    outcome = run.outcome()
+    if as_json:
+        show_json({"run": str(run.path), "seconds": round(seconds, 2), **outcome})
+        return
+    heldout = outcome["heldout"]
+    print(
+        f"\nTrained {count(outcome['parameters'])} parameters on {count(outcome['tokens'])} tokens"
+        f" in {outcome['steps']:,} steps, {duration(seconds)}."
+    )
+    if heldout["bits_per_byte"] is not None:
+        print(f"Held out: {heldout['bits_per_byte']:.3f} bits per byte (loss {heldout['loss']:.3f} nats per token).")
+    sample = run.generate("", max_new_tokens=120, seed=1, temperature=0.7)
+    length, copied = longest_copy_from(run, sample)
+    print(f"\nA sample:\n{'-' * 72}\n{sample.strip()}\n{'-' * 72}")
+    print(f"Its longest copy from the training text: {length} bytes{f' ({copied!r})' if length < 100 else ''}.")
+    print(f"\nThe run is {run.path}. Worth typing next:")
+    print(f'  lightwell generate {run.path} "..."     let it go on from your words')
+    print(f"  lightwell runs {run.path}               the loss curve")
+    print(f'  lightwell trace {run.path} --text "..." what it does inside')

@@ -1,0 +1,33 @@
+"""`lightwell resume`: go on with a run."""
+
+from __future__ import annotations
+
+import time
+
+import typer
+
+from lightwell.cli.common import JSON, Stopper, make_app, say, stop_by_signal
+
+app = make_app()
+
+
+@app.command(epilog="For instance:  lightwell resume runs/notes-1")
+def resume(
+    run: str = typer.Argument(help="The run's folder."),
+    extend_steps: int = typer.Option(None, help="Train for so many steps beyond the end."),
+    stop_after: float = typer.Option(None, metavar="MINUTES", help="Save and stop after so long."),
+    json: bool = JSON,
+) -> None:
+    """Go on with a run, exactly as if it had never stopped."""
+    began = time.perf_counter()
+    from lightwell.runtime.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    from lightwell.api import resume as go_on
+    from lightwell.cli.progress import TrainingProgress
+    from lightwell.cli.result import show_result
+
+    stopper = Stopper(stop_after and 60 * stop_after, lambda: time.perf_counter() - began)
+    with stop_by_signal(stopper):
+        trained = go_on(run, extend_steps=extend_steps, observers=[TrainingProgress()], stop=stopper, say=say)
+    show_result(trained, time.perf_counter() - began, json)

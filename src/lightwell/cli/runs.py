@@ -1,0 +1,89 @@
+"""`lightwell runs`: what is there and how it went."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import typer
+
+from lightwell.cli.common import JSON, color_on, make_app, show_json
+from lightwell.errors import AnswerIsNo
+
+app = make_app()
+
+
+@app.command(epilog="For instance:  lightwell runs runs/notes-1 runs/notes-2")
+def runs(
+    run: list[str] = typer.Argument(None, help="Runs to look at or compare; none: all in ./runs."),
+    check: bool = typer.Option(False, "--check", help="Verify every file; exit 4 if one is not as it was written."),
+    pin: int = typer.Option(None, metavar="STEP", help="Keep the checkpoint of this step for ever."),
+    csv: bool = typer.Option(False, "--csv", help="All metrics as CSV: run, step, name, value."),
+    json: bool = JSON,
+) -> None:
+    """List runs, show one with its curve, or compare several."""
+    from lightwell.inspection import check_run, describe_runs, pin_checkpoint, run_metrics
+
+    if pin is not None:
+        pin_checkpoint(one(run), pin)
+        print(f"The checkpoint of step {pin} stays.")
+        return
+    if check:
+        found = [row for path in (run or [row["path"] for row in describe_runs(None)]) for row in check_run(path)]
+        show_json(found) if json else print(
+            "\n".join(f"{'ok    ' if r['good'] else 'BROKEN'} {r['path']} {r['said']}" for r in found)
+        )
+        if not all(row["good"] for row in found):
+            raise AnswerIsNo("not every file is as it was written.", "The newest good checkpoint will be used.")
+        return
+    if csv:
+        import csv as table
+
+        writer = table.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(["run", "step", "name", "value"])
+        for path in run or [row["path"] for row in describe_runs(None)]:
+            for name, values in run_metrics(path).items():
+                writer.writerows([path, step, name, value] for step, value in values)
+        return
+    rows = describe_runs(run or None)
+    if json:
+        show_json(rows)
+    elif not rows:
+        print("No runs in ./runs yet. Make one: lightwell pretrain TEXT --minutes 5")
+    else:
+        print_rows(rows)
+        if run:
+            print_curves(run)
+
+
+def one(run: list[str] | None) -> str:
+    if not run or len(run) != 1:
+        raise typer.BadParameter("expected one run")
+    return run[0]
+
+
+def print_rows(rows: list[dict[str, Any]]) -> None:
+    from lightwell.show.table import draw_table
+    from lightwell.show.units import count
+
+    lines = []
+    for row in rows:
+        heldout = row["heldout"]["bits_per_byte"]
+        bits = "" if heldout is None else f"{heldout:.3f}"
+        lines.append([row["name"], row["state"], f"{row['step']}/{row['steps']}", count(row["parameters"]), bits])
+    print(draw_table(lines, headers=["run", "state", "step", "parameters", "held-out bits/byte"]))
+
+
+def print_curves(paths: list[str]) -> None:
+    from lightwell.inspection import run_metrics
+    from lightwell.show.curve import draw_curve
+
+    series = {}
+    for path in paths:
+        metrics = run_metrics(path)
+        label = f"{path} " if len(paths) > 1 else ""
+        names = {"loss": "training loss", "heldout.loss": "held-out loss"} if len(paths) == 1 else {"loss": "loss"}
+        series |= {label + said: metrics[name] for name, said in names.items() if metrics.get(name)}
+    if series:
+        print()
+        print(draw_curve(series, x_label="step", y_label="nats per token", color=color_on()))

@@ -1,0 +1,270 @@
+"""More of the library's functions: looking at presets, plans, datasets and runs, and carrying models in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+import torch
+
+from lightwell.api import Request, Run, Text, as_paths, load, plan_run, read_request, set_threads, with_budget
+from lightwell.config.presets import PRESETS
+from lightwell.config.presets import preset as read_preset
+from lightwell.config.run import RunConfig, changed, parse, to_raw
+from lightwell.data.dataset import Dataset, is_dataset, open_dataset
+from lightwell.data.prepare import prepare
+from lightwell.data.sources import collect
+from lightwell.errors import RunError, UserError
+from lightwell.interop.huggingface import compare_with_transformers, export_model, import_model
+from lightwell.model.build import GPT
+from lightwell.model.count import flops_per_token, memory_bytes, parameters
+from lightwell.planner.choose import choose_rung, choose_vocab_size, complete
+from lightwell.planner.shelf import explain_keys
+from lightwell.planner.step_time import measure_step_seconds
+from lightwell.runtime.device import choose_device
+from lightwell.runtime.peak import measure_peak_flops
+from lightwell.store.checkpoint import write_checkpoint
+from lightwell.store.checkpoints import list_checkpoints, pin, step_of, verify_checkpoint
+from lightwell.store.database import RunDatabase
+from lightwell.store.run_folder import DATABASE, create, is_run, open_run
+from lightwell.tokenizer.load import load_tokenizer
+
+
+def list_presets() -> list[dict[str, Any]]:
+    """Each preset with its sizes and parameters."""
+    rows = []
+    for name in PRESETS:
+        model = parse(read_preset(name)).model.complete()
+        sizes = {key: getattr(model, key) for key in ("n_layers", "emb_dim", "n_heads", "context_length", "vocab_size")}
+        rows.append({"name": name, "family": model.family, "parameters": parameters(model)["total"], **sizes})
+    return rows
+
+
+def preset_toml(name: str) -> str:
+    """A preset as TOML that `--config` reads."""
+    return tomli_w.dumps(read_preset(name))
+
+
+def explain_preset(name: str) -> list[dict[str, Any]]:
+    """For each key of a preset: its value, what it means, what it costs in this model, what doubling it does."""
+    return explain_keys(read_preset(name))
+
+
+def find_tokenizer(source: str | Path) -> Any:
+    """The tokenizer of a run, a dataset or a tokenizer.json. Raises UserError if there is none."""
+    path = Path(source)
+    if path.is_dir():
+        path = path / "tokenizer.json"
+    if not path.is_file():
+        raise UserError(f"expected a run, a dataset or a tokenizer.json, found none at {source}.")
+    return load_tokenizer(path)
+
+
+def prepare_dataset(
+    text: Text | None,
+    out: str | Path,
+    *,
+    tokenizer: str = "bpe",
+    vocab_size: int | None = None,
+    val: Text | None = None,
+    limit_bytes: int | None = None,
+    seed: int = 0,
+    progress: Any = None,
+) -> Dataset:
+    """Make a dataset from text (none: Python's own source). `tokenizer`: a kind, or the path of one to use as it is."""
+    known = tokenizer in ("bpe", "bytes", "chars")
+    sources = as_paths(text)
+    if tokenizer == "bpe" and vocab_size is None:
+        vocab_size = choose_vocab_size(collect(sources).n_bytes, None)
+    return prepare(
+        sources,
+        Path(out),
+        tokenizer=tokenizer if known else find_tokenizer(tokenizer),
+        vocab_size=vocab_size,
+        val=None if val is None else as_paths(val),
+        limit_bytes=limit_bytes,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def describe_runs(paths: Sequence[str | Path] | None) -> list[dict[str, Any]]:
+    """Name, state, step and held-out figures of runs; None: of all in ./runs."""
+    if paths is None:
+        parent = Path("runs")
+        paths = sorted(path for path in parent.iterdir() if is_run(path)) if parent.is_dir() else []
+    return [_describe(Path(path)) for path in paths]
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    from lightwell.files.lock import holder
+
+    folder = open_run(path, need_checkpoint=False)
+    config = parse(folder.config)
+    metrics, ended, planned = {}, None, config.budget.steps
+    if (path / DATABASE).exists():
+        with RunDatabase(path / DATABASE, read_only=True) as database:
+            metrics = {name: database.metrics(name) for name in ("loss", "heldout.loss", "heldout.bits_per_byte")}
+            ends = database.events("end")
+            ended = ends[-1]["details"]["reason"] if ends else None
+            plans = database.events("steps")
+            planned = plans[-1]["details"]["steps"] if plans else planned
+    checkpoints = list_checkpoints(path)
+    step = step_of(checkpoints[-1]) if checkpoints else 0
+    if not checkpoints:
+        state = "broken"
+    elif holder(path) is not None:
+        state = "running"
+    else:
+        state = "done" if ended in ("done", "overfitting", "imported") else "stopped"
+
+    def last(name: str) -> float | None:
+        return metrics[name][-1][1] if metrics.get(name) else None
+
+    return {
+        "name": path.name,
+        "path": str(path),
+        "state": state,
+        "step": step,
+        "steps": planned or step,
+        "loss": last("loss"),
+        "heldout": {"loss": last("heldout.loss"), "bits_per_byte": last("heldout.bits_per_byte")},
+        "parameters": parameters(config.model.complete())["total"],
+    }
+
+
+def run_metrics(path: str | Path) -> dict[str, list[tuple[int, float]]]:
+    """Every metric of a run as (step, value)."""
+    open_run(Path(path), need_checkpoint=False)
+    if not (Path(path) / DATABASE).exists():
+        return {}
+    with RunDatabase(Path(path) / DATABASE, read_only=True) as database:
+        return {name: database.metrics(name) for name in database.names()}
+
+
+def check_run(path: str | Path) -> list[dict[str, Any]]:
+    """Read every byte of a run's checkpoints and data: a row each, `good` or not, and what was found."""
+    path = Path(path)
+    folder = open_run(path, need_checkpoint=False)
+    rows = []
+
+    def row(what: Path, check: Any) -> None:
+        try:
+            check()
+            rows.append({"path": str(what), "good": True, "said": ""})
+        except (RunError, UserError) as error:
+            rows.append({"path": str(what), "good": False, "said": error.message})
+
+    for checkpoint in list_checkpoints(path):
+        row(checkpoint, lambda checkpoint=checkpoint: verify_checkpoint(checkpoint))
+    row(path / "tokenizer.json", lambda: folder.tokenizer)
+    dataset = folder.dataset_path
+    if dataset is not None:
+        row(dataset, lambda: open_dataset(dataset, verify=True))
+    return rows
+
+
+def pin_checkpoint(path: str | Path, step: int) -> None:
+    """Keep a checkpoint for ever. Raises RunError if there is none of that step."""
+    open_run(Path(path))
+    pin(Path(path), step)
+
+
+def plan_summary(text: Text | None = None, **request: Any) -> dict[str, Any]:
+    """What a run would take: parameters, memory, FLOPs, tokens and time. `kinds` says how each figure was come by."""
+    asked = read_request(text, **request)
+    config = with_budget(asked.config, lambda said: None)
+    device = choose_device(config.runtime.device, config.runtime.dtype)
+    set_threads(config)
+    config, reasons, peak = _planned(config, asked, device)
+    model = config.model.complete()
+    batch_size = config.train.batch_size
+    assert batch_size is not None
+    micro = config.train.micro_batch_size or batch_size
+    memory = memory_bytes(
+        model,
+        micro,
+        dtype_bytes=torch.finfo(device.dtype).bits // 8,
+        optimizer=config.optimizer.name,
+        checkpoint_activations=config.runtime.checkpoint_activations,
+    )
+    flops = flops_per_token(model, model.context_length)["total"]
+    per_step = batch_size * model.context_length
+    step_seconds = measure_step_seconds(config, device)
+    kind = "measured" if step_seconds is not None else "estimated"
+    if step_seconds is None:  # too large to try here: from its products, at half of the peak
+        step_seconds = per_step * flops / (0.5 * peak)
+    budget = config.budget
+    steps = budget.steps or (
+        -(-budget.tokens // per_step) if budget.tokens else int(60 * (budget.minutes or 0) / step_seconds)
+    )
+    return {
+        "parameters": parameters(model),
+        "memory_bytes": memory,
+        "flops_per_token": flops,
+        "tokens_per_step": per_step,
+        "steps": steps,
+        "tokens": steps * per_step,
+        "seconds": 60 * budget.minutes if budget.minutes else steps * step_seconds,
+        "device": device.describe(),
+        "peak_flops": peak,
+        "reasons": reasons,
+        "config": to_raw(config),
+        "kinds": {
+            "parameters": "exact",
+            "memory_bytes": "estimated",
+            "flops_per_token": "exact",
+            "tokens": "exact" if budget.tokens or budget.steps else kind,
+            "seconds": "exact" if budget.minutes else kind,
+            "peak_flops": "measured",
+        },
+    }
+
+
+def _planned(config: RunConfig, asked: Request, device: Any) -> tuple[RunConfig, list[str], float]:
+    """The config with nothing left open; of the text only its size is looked at."""
+    peak = measure_peak_flops(device)
+    sources = asked.text
+    if sources and len(sources) == 1 and is_dataset(Path(sources[0])):
+        dataset = open_dataset(Path(sources[0]))
+        config, peak = plan_run(config, dataset, device, None, lambda said: None)
+        return config, [], peak
+    seconds = 60 * config.budget.minutes if config.budget.minutes else None
+    n_bytes = collect(as_paths(sources)).n_bytes if sources or config.model.missing() else 10**9
+    config = complete(config, choose_rung(seconds, peak), n_bytes)
+    if config.model.vocab_size is None:
+        config = changed(config, model={"vocab_size": choose_vocab_size(n_bytes, seconds)})
+    return config, [], peak
+
+
+def export_run(path: str | Path, out: str | Path) -> dict[str, Any]:
+    """Write a run as a HuggingFace folder and compare the logits. `said`: the verdict in words."""
+    run = load(path, device="cpu")
+    folder = export_model(run.model_config, run.model.state_dict(), run.tokenizer, Path(out))
+    found = compare_with_transformers(folder, run.model)
+    return {"folder": str(folder), "said": found.verdict, "equal": found.equal, "max_relative": found.max_rel}
+
+
+def import_run(folder: str | Path, out: str | Path) -> Run:
+    """Another project's model as a run at step 0."""
+    config, weights, tokenizer = import_model(Path(folder))
+    if tokenizer is None:
+        raise UserError(f"expected tokenizer files beside the model in {folder}, found none.", "A run needs one.")
+    raw = {"model": config.model_dump(exclude_none=True), "run": {"name": Path(out).name}}
+    model = GPT(config)
+    model.load_state_dict(weights)
+    create(Path(out), to_raw(parse(raw)), {"import": {"folder": str(folder)}}, tokenizer)
+    write_checkpoint(Path(out), 0, model.state_dict(), {}, {})
+    with RunDatabase(Path(out) / DATABASE) as database:
+        database.add_event(0, "end", {"reason": "imported"})
+    return load(out, device="cpu")
+
+
+def profile_training(text: Text | None = None, **request: Any) -> dict[str, Any]:
+    """Profile ten steps: writes a Chrome trace, returns the table of where time goes and the share of the peak."""
+    from lightwell.planner.profile import profile_steps
+
+    say = request.pop("say", None)
+    return profile_steps(text, say=say, **request)
