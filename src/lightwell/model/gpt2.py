@@ -24,7 +24,7 @@ from lightwell.model.attention import attend, token_positions, visible_tokens
 from lightwell.model.blocks import run_block
 from lightwell.model.cache import KVCache, LayerCache
 from lightwell.model.checks import check_inputs, known_vocab_size
-from lightwell.model.init import initialise
+from lightwell.model.init import Embedding, Linear, initialise
 from lightwell.model.loss import cross_entropy_sum
 from lightwell.model.tying import tie_head
 
@@ -37,8 +37,8 @@ class Attention(nn.Module):
         C = config.emb_dim
         self.n_heads = config.n_heads
         self.drop_rate = config.drop_rate
-        self.qkv = nn.Linear(C, 3 * C, bias=config.qkv_bias)  # queries, keys and values in one product
-        self.out = nn.Linear(C, C)
+        self.qkv = Linear(C, 3 * C, bias=config.qkv_bias)  # queries, keys and values in one product
+        self.out = Linear(C, C)
         self.drop = nn.Dropout(config.drop_rate)
 
     def forward(self, x: Tensor, mask: Tensor | None, cache: LayerCache | None) -> Tensor:
@@ -57,8 +57,8 @@ class MLP(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.up = nn.Linear(config.emb_dim, config.mlp_dim)
-        self.down = nn.Linear(config.mlp_dim, config.emb_dim)
+        self.up = Linear(config.emb_dim, config.mlp_dim)
+        self.down = Linear(config.mlp_dim, config.emb_dim)
         self.drop = nn.Dropout(config.drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,28 +82,28 @@ class Block(nn.Module):
 
 
 class GPT2(nn.Module):
-    """GPT-2 of the sizes in `config`, freshly initialised from torch's global generator (see init.py).
+    """GPT-2 of the sizes in `config`, in float32 on the CPU, its numbers drawn from `generator` (see init.py).
 
     `checkpoint_activations` set to True keeps only each block's input and computes the rest again in the backward
     pass: less memory, one more forward pass of time, the same gradients. `plain_loss` set to True always takes the
     textbook loss (see loss.py). Raises UserError if `config.vocab_size` is None.
     """
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: GPTConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
         V, C = known_vocab_size(config), config.emb_dim
         self.config = config
         self.checkpoint_activations = False
         self.plain_loss = False
-        self.tok_emb = nn.Embedding(V, C)
-        self.pos_emb = nn.Embedding(config.context_length, C)
+        self.tok_emb = Embedding(V, C)
+        self.pos_emb = Embedding(config.context_length, C)
         self.drop = nn.Dropout(config.drop_rate)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.final_norm = nn.LayerNorm(C, eps=1e-5)
-        self.head = nn.Linear(C, V, bias=False)
+        self.head = Linear(C, V, bias=False)
         if config.tie_embeddings:
             tie_head(self)  # head.weight is tok_emb.weight
-        initialise(self)
+        initialise(self, generator)
 
     def forward(
         self,

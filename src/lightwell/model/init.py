@@ -16,6 +16,20 @@ from torch import Tensor, nn
 WRITES_TO_STREAM = ("attn.out", "mlp.down")
 
 
+class Linear(nn.Linear):
+    """nn.Linear, without the numbers that torch would draw only for `initialise` to draw others."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class Embedding(nn.Embedding):
+    """nn.Embedding, without numbers yet."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
 @torch.no_grad()
 def initialise(
     model: nn.Module,

@@ -33,7 +33,7 @@ def cross_entropy_sum(hidden: Tensor, weight: Tensor, targets: Tensor, *, plain:
     Returns (loss_sum, n): 0-D float32 (float64 for float64 inputs), and 0-D int64. Under autocast the products are in
     its dtype; the softmax is in float32 at least. `plain`: the textbook form whatever the size.
     """
-    rows = piece_rows(weight.shape[0], weight.device)
+    rows = piece_rows(weight.shape[0], weight.shape[1], weight.device.type)
     if plain or hidden.shape[0] <= rows:
         loss = plain_cross_entropy_sum(hidden, weight, targets)
     elif torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
@@ -50,9 +50,13 @@ def plain_cross_entropy_sum(hidden: Tensor, weight: Tensor, targets: Tensor) -> 
     return F.cross_entropy(logits.to(_wide(logits.dtype)), targets, ignore_index=IGNORE, reduction="sum")
 
 
-def piece_rows(vocab_size: int, device: torch.device) -> int:
-    """R: how many rows of logits are worked on at once."""
-    return max(64, PIECE_BYTES.get(device.type, PIECE_BYTES["cuda"]) // (4 * vocab_size))
+def piece_rows(vocab_size: int, emb_dim: int, device: str = "cpu") -> int:
+    """R: how many rows of logits are worked on at once, on a device of this type.
+
+    As many as PIECE_BYTES hold, but not so few that adding to d weight, V C numbers read and written for each piece,
+    costs more than going over the logits, V R numbers, some eight times.
+    """
+    return max(PIECE_BYTES.get(device, PIECE_BYTES["cuda"]) // (4 * vocab_size), emb_dim // 2, 1)
 
 
 class PiecewiseCrossEntropy(torch.autograd.Function):

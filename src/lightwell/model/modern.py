@@ -28,7 +28,7 @@ from lightwell.model.attention import attend, token_positions, visible_tokens
 from lightwell.model.blocks import run_block
 from lightwell.model.cache import KVCache, LayerCache
 from lightwell.model.checks import check_inputs, known_vocab_size
-from lightwell.model.init import initialise
+from lightwell.model.init import Embedding, Linear, initialise
 from lightwell.model.loss import cross_entropy_sum
 from lightwell.model.norms import RMSNorm
 from lightwell.model.tying import tie_head
@@ -59,10 +59,10 @@ class Attention(nn.Module):
         C, H, G, D = config.emb_dim, config.n_heads, config.kv_heads, config.size_per_head
         self.heads = (H, G, G)  # of queries, keys, values
         self.drop_rate = config.drop_rate
-        self.qkv = nn.Linear(C, (H + G + G) * D, bias=False)
+        self.qkv = Linear(C, (H + G + G) * D, bias=False)
         self.q_norm = RMSNorm(D, config.norm_eps)
         self.k_norm = RMSNorm(D, config.norm_eps)
-        self.out = nn.Linear(H * D, C, bias=False)
+        self.out = Linear(H * D, C, bias=False)
         self.drop = nn.Dropout(config.drop_rate)
 
     def forward(self, x: Tensor, turn: Rotation, mask: Tensor | None, cache: LayerCache | None) -> Tensor:
@@ -82,9 +82,9 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModernConfig) -> None:
         super().__init__()
-        self.gate = nn.Linear(config.emb_dim, config.mlp_dim, bias=False)
-        self.up = nn.Linear(config.emb_dim, config.mlp_dim, bias=False)
-        self.down = nn.Linear(config.mlp_dim, config.emb_dim, bias=False)
+        self.gate = Linear(config.emb_dim, config.mlp_dim, bias=False)
+        self.up = Linear(config.emb_dim, config.mlp_dim, bias=False)
+        self.down = Linear(config.mlp_dim, config.emb_dim, bias=False)
         self.drop = nn.Dropout(config.drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -108,25 +108,25 @@ class Block(nn.Module):
 
 
 class Modern(nn.Module):
-    """A modern model of the sizes in `config`, freshly initialised from torch's global generator (see init.py).
+    """A modern model of the sizes in `config`, in float32 on the CPU, its numbers drawn from `generator` (see init.py).
 
     Attributes and errors as in `gpt2.GPT2`.
     """
 
-    def __init__(self, config: ModernConfig) -> None:
+    def __init__(self, config: ModernConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
         V, C = known_vocab_size(config), config.emb_dim
         self.config = config
         self.checkpoint_activations = False
         self.plain_loss = False
-        self.tok_emb = nn.Embedding(V, C)
+        self.tok_emb = Embedding(V, C)
         self.drop = nn.Dropout(config.drop_rate)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.final_norm = RMSNorm(C, config.norm_eps)
-        self.head = nn.Linear(C, V, bias=False)
+        self.head = Linear(C, V, bias=False)
         if config.tie_embeddings:
             tie_head(self)  # head.weight is tok_emb.weight
-        initialise(self)
+        initialise(self, generator)
 
     def forward(
         self,

@@ -16,13 +16,13 @@ SHARED, SECOND_NAME = "tok_emb.weight", "head.weight"
 
 def tie_head(model: nn.Module) -> None:
     """Makes `model.head.weight` the very tensor `model.tok_emb.weight`, and keeps it so through state dicts."""
-    share_weight(model)
+    _share(model)
     model.register_state_dict_post_hook(_store_once)
     model.register_load_state_dict_pre_hook(_read_once)
-    model.register_load_state_dict_post_hook(lambda module, _: share_weight(module))
+    model.register_load_state_dict_post_hook(lambda module, _: _share(module))
 
 
-def share_weight(model: nn.Module) -> None:
+def _share(model: nn.Module) -> None:
     model.get_submodule("head").weight = model.get_parameter(SHARED)
 
 
