@@ -49,28 +49,34 @@ class Stream(Protocol):
     def read(self, start: int, stop: int) -> np.ndarray: ...
 
 
+def evaluate_stream(
+    model: Model,
+    stream: Stream,
+    tokenizer: Tokenizer,
+    *,
+    batch_size: int = 8,
+    max_tokens: int | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """The loss of `model` on a prepared text. Options and errors as in `evaluate_ids`."""
+    byte_lengths, separator_id = tokenizer.byte_lengths(), tokenizer.separator_id
+    return _evaluate(model, stream, byte_lengths, separator_id, batch_size, None, max_tokens, progress)
+
+
 def evaluate_text(
     model: Model,
-    tokenizer: Tokenizer,
     documents: Sequence[str],
+    tokenizer: Tokenizer,
     *,
     batch_size: int = 8,
     max_tokens: int | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """The loss of `model` on `documents`, texts as they are. Options and errors as in `evaluate_ids`."""
-    separator = np.array([tokenizer.separator_id])
-    parts = [part for text in documents for part in (separator, tokenizer.encode_array(text))]
-    return evaluate_ids(
-        model,
-        np.concatenate(parts or [separator]).astype(np.int64),
-        tokenizer.byte_lengths(),
-        tokenizer.separator_id,
-        batch_size=batch_size,
-        max_tokens=max_tokens,
-        n_bytes=sum(len(text.encode()) for text in documents),
-        progress=progress,
-    )
+    separator = np.array([tokenizer.separator_id], np.int64)
+    parts = [part for text in documents for part in (separator, tokenizer.encode_array(text).astype(np.int64))]
+    stream = _Array(np.concatenate(parts or [separator]), sum(len(text.encode()) for text in documents))
+    return evaluate_stream(model, stream, tokenizer, batch_size=batch_size, max_tokens=max_tokens, progress=progress)
 
 
 def evaluate_ids(
@@ -82,46 +88,30 @@ def evaluate_ids(
     batch_size: int = 8,
     device: torch.device | str | None = None,
     max_tokens: int | None = None,
-    n_bytes: int | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """The loss of `model` on the tokens `ids` (n,), which begin with the separator.
 
-    byte_lengths: (V,), the bytes each token stands for. n_bytes: the original bytes of the text, where they are not
-    the sum of its tokens'. Other options and errors as in `evaluate_stream`.
+    byte_lengths: (V,), the bytes each token stands for. batch_size: windows that go through the model at once, fewer
+    where their logits would take much memory. device: where to, if not to the model's own. max_tokens: look at about
+    so many tokens, at least one window, in windows spread evenly over the text and always the same ones.
+    progress(done, total, what) counts tokens.
+    Raises DataError when there is no text, UserError for ids that the model does not have.
     """
-    if n_bytes is None:
-        n_bytes = int(byte_lengths[ids].sum())
-    return evaluate_stream(
-        model,
-        _Array(ids, n_bytes),
-        byte_lengths,
-        separator_id,
-        batch_size=batch_size,
-        device=device,
-        max_tokens=max_tokens,
-        progress=progress,
-    )
+    stream = _Array(ids, int(byte_lengths[ids].sum()))
+    return _evaluate(model, stream, byte_lengths, separator_id, batch_size, device, max_tokens, progress)
 
 
-def evaluate_stream(
+def _evaluate(
     model: Model,
     stream: Stream,
     byte_lengths: np.ndarray,
     separator_id: int,
-    *,
-    batch_size: int = 8,
-    device: torch.device | str | None = None,
-    max_tokens: int | None = None,
-    progress: Progress | None = None,
+    batch_size: int,
+    device: torch.device | str | None,
+    max_tokens: int | None,
+    progress: Progress | None,
 ) -> Evaluation:
-    """The loss of `model` on the tokens of `stream`, which begins with the separator.
-
-    batch_size: windows that go through the model at once, fewer where their logits would take much memory.
-    device: where to, if not the device of the model's weights. max_tokens: look at about so many tokens, at least one
-    window, in windows spread evenly over the text and always the same ones. progress(done, total, what) counts tokens.
-    Raises DataError when there is no text, UserError for ids that the model does not have.
-    """
     context_length, vocab_size = model.config.context_length, known_vocab_size(model.config)
     if len(stream) < 2 or int(stream.read(0, 1)[0]) != separator_id:
         raise DataError("expected a text opened by the separator, got none or one without it.", "Is the text empty?")

@@ -31,7 +31,7 @@ from lightwell.errors import UserError
 FIRST_LOOK = 512
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Sampling:
     """How the next token is chosen. What is left out changes nothing: tokens are then drawn as the model says.
 
