@@ -197,7 +197,7 @@ def test_unusual_tensors():
 
 
 def test_what_is_not_a_tensor():
-    with pytest.raises(TraceError, match=r"expected a torch.Tensor, got list. torch.as_tensor"):
+    with pytest.raises(TraceError, match=r"expected a torch.Tensor, got list\. torch\.as_tensor"):
         card([1, 2])
 
 

@@ -187,7 +187,7 @@ def card(tensor: Tensor, language: str = "en") -> Card:
     """
     if not isinstance(tensor, Tensor):
         raise TraceError(
-            f"expected a torch.Tensor, got {type(tensor).__name__}",
+            f"expected a torch.Tensor, got {type(tensor).__name__}.",
             "torch.as_tensor(...) makes one from numbers or NumPy.",
         )
     with _disable_current_modes(), torch.no_grad():

@@ -35,7 +35,7 @@ def languages() -> list[str]:
 @cache
 def _load(language: str, file: str) -> dict[str, Any]:
     if language not in languages():
-        raise UserError(f"expected a language out of {', '.join(languages())}, got {language!r}")
+        raise UserError(f"expected a language out of {', '.join(languages())}, got {language!r}.")
     path = files("lightwell.glass") / "texts" / language / f"{file}.toml"
     return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
