@@ -112,7 +112,7 @@ class Run:
         stop: Sequence[str] = (),
         seed: int = 0,
     ) -> Iterator[str]:
-        """Text that goes on from `prompt`, piece by piece, never half a character. Temperature 0: always the likeliest."""
+        """Text that goes on from `prompt`, piece by piece, never half a character. Temperature 0: the likeliest."""
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
         engine = Engine(self.model, self.tokenizer)
         with self.device.autocast():

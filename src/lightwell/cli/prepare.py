@@ -23,8 +23,8 @@ def prepare(
     json: bool = JSON,
 ) -> None:
     """Make documents, vocabulary and token shards from text."""
-    from lightwell.inspection import prepare_dataset
     from lightwell.cli.progress import WorkProgress
+    from lightwell.inspection import prepare_dataset
 
     work = WorkProgress()
     dataset = prepare_dataset(

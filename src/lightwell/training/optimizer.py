@@ -55,7 +55,7 @@ class Optimizer:
         for group in self.adamw.param_groups:
             group["lr"] = self.rates.adamw * lr_scale
         # the fused kernel then skips, as it does under a GradScaler
-        self.adamw.found_inf = (~apply).float().reshape(1)  # type: ignore[attr-defined]
+        self.adamw.found_inf = (~apply).float()  # type: ignore[attr-defined]
         self.adamw.step()
         self.muon.step(self.rates.muon * lr_scale, self.rates.muon_decay, apply)
 
