@@ -1,0 +1,140 @@
+"""`Trace`: a recorded step, and what can be asked of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+from torch import Tensor
+
+from lightwell.errors import TraceError
+from lightwell.glass.recording import Accumulation, ApiCall, Edge, FanOut, Module, Operation, Pass
+from lightwell.glass.values import Value, Values
+
+
+class Trace:
+    """One recorded step. Empty until the `with` block has ended.
+
+    operations    every operation in the order in which it ran
+    calls         what the program called for them
+    edges         values from the operation that made them to those that read them, with the gradients that came back
+    fan_outs      values read more than once, with the sum of the gradients that came back
+    modules       the modules that ran, each with its parent
+    accumulations gradients that arrived in a parameter's `.grad`
+    passes        runs of the backward engine
+    notes, disagreements   what a reader must know; where the layers of the recording did not agree (empty: nowhere)
+    """
+
+    def __init__(self) -> None:
+        self.closed = False
+        self.level = ""
+        self.eager_instead_of_compiled = False
+        self.values: Sequence[Value] = ()
+        self.operations: list[Operation] = []
+        self.calls: list[ApiCall] = []
+        self.modules: list[Module] = []
+        self.passes: list[Pass] = []
+        self.accumulations: list[Accumulation] = []
+        self.disagreements: list[str] = []
+        self.notes: list[str] = []
+        self._values = Values()
+
+    def fill(
+        self,
+        *,
+        level: str,
+        values: Values,
+        operations: list[Operation],
+        calls: list[ApiCall],
+        modules: list[Module],
+        passes: list[Pass],
+        accumulations: list[Accumulation],
+        disagreements: list[str],
+        notes: list[str],
+        eager: bool,
+    ) -> None:
+        """The recorder hands over what it recorded."""
+        self.closed = True
+        self.level, self.eager_instead_of_compiled = level, eager
+        self._values, self.values = values, values.all
+        self.operations, self.calls, self.modules = operations, calls, modules
+        self.passes, self.accumulations = passes, accumulations
+        self.disagreements, self.notes = disagreements, notes
+
+    @property
+    def loss(self) -> Value | None:
+        """What the last backward pass started from."""
+        roots = self.passes[-1].roots if self.passes else []
+        return roots[0] if roots else None
+
+    @cached_property
+    def edges(self) -> list[Edge]:
+        edges: list[Edge] = []
+        for operation in self.operations:
+            for path, value in operation.inputs.items():
+                found = {f.index: g for f in operation.flows if (g := f.downstream.get(path)) is not None}
+                edges.append(Edge(len(edges), value, value.producer, operation.id, path, found))
+        return edges
+
+    @cached_property
+    def readers(self) -> dict[int, list[Edge]]:
+        """Value id -> the edges that lead away from it."""
+        found: dict[int, list[Edge]] = {}
+        for edge in self.edges:
+            found.setdefault(edge.value.id, []).append(edge)
+        return found
+
+    @cached_property
+    def fan_outs(self) -> list[FanOut]:
+        found = []
+        for edges in self.readers.values():
+            for index in sorted({i for edge in edges for i in edge.gradients}):
+                parts = [edge for edge in edges if index in edge.gradients]
+                if len(parts) > 1:
+                    value = parts[0].value
+                    found.append(FanOut(value, index, parts, self.gradient_of(value, index)))
+        return found
+
+    def gradient_of(self, value: Value, index: int) -> Value | None:
+        """The whole gradient of a value in one backward pass, as autograd had it; None if there is none."""
+        if value.producer is not None:
+            for flow in self.operations[value.producer].flows:
+                if flow.index == index and value.output < len(flow.upstream):
+                    return flow.upstream[value.output]
+        for accumulation in self.accumulations:
+            if accumulation.index == index and accumulation.parameter is value:
+                return accumulation.increment
+        captured = [p.captured[value.id] for p in self.passes if p.index == index and value.id in p.captured]
+        return self._values.add_gradient(captured[0]) if captured else None
+
+    def value_of(self, tensor: Tensor) -> Value:
+        """The last value that this tensor had in the trace. Raises TraceError if the trace has not seen it."""
+        if not self.closed:
+            raise TraceError("expected the trace to be closed, got a question inside its block", "Ask after the block.")
+        if not isinstance(tensor, Tensor):
+            raise TraceError(f"expected a tensor, got {type(tensor).__name__}")
+        found = self._values.versions_of(tensor) or self._values.at(tensor)
+        if not found:
+            raise TraceError(
+                f"expected a tensor that the traced step used, got one of shape {list(tensor.shape)} that it did not",
+                "Run forward and backward with it inside the `with lightwell.trace()` block.",
+            )
+        return found[-1]
+
+    def __str__(self) -> str:
+        if not self.closed:
+            return "a trace that is still open"
+        phases: dict[str, int] = {}
+        for operation in self.operations:
+            phases[operation.phase] = phases.get(operation.phase, 0) + 1
+        counts = ", ".join(f"{n} {phase}" for phase, n in phases.items())
+        kernels = sum(len(operation.backward) for operation in self.operations)
+        lines = [
+            f"{len(self.operations)} operations ({counts}) for {len(self.calls)} calls in {len(self.modules)} modules; "
+            f"{len(self.passes)} backward passes with {kernels} kernels; {len(self.edges)} edges, "
+            f"{len(self.fan_outs)} fan-outs"
+        ]
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes), *self.disagreements])
+
+    def __repr__(self) -> str:
+        return f"<Trace: {len(self.operations)} operations>" if self.closed else "<Trace, open>"
