@@ -248,7 +248,6 @@ class RunDatabase:
     def _open_read_only(self) -> sqlite3.Connection:
         if not self.path.is_file():
             raise RunError(f"expected metrics in {self.path}, got no such file.")
-        _refuse_foreign_journal(self._beside("-journal"))
         try:
             return _opened(self.path, "?mode=ro")
         except sqlite3.OperationalError as error:
@@ -294,7 +293,8 @@ class RunDatabase:
 
 
 def _connect(path: Path, how: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(path.absolute().as_uri() + how, uri=True, timeout=0.1, check_same_thread=False)
+    wait = 0.1 if "rwc" in how else 5.0  # seconds for another process: training cannot afford more
+    connection = sqlite3.connect(path.absolute().as_uri() + how, uri=True, timeout=wait, check_same_thread=False)
     connection.execute("PRAGMA trusted_schema = OFF")  # no function in a stranger's schema is run
     return connection
 
@@ -338,7 +338,12 @@ def _refuse_foreign_journal(journal: Path) -> None:
 
     Ours never do, since we attach no second database. Source: sqlite.org/fileformat.html, "The Rollback Journal".
     """
-    if journal.is_file() and journal.read_bytes()[-8:] == _JOURNAL_MAGIC:
+    if not journal.is_file():
+        return
+    with open(journal, "rb") as file:
+        file.seek(max(0, journal.stat().st_size - len(_JOURNAL_MAGIC)))
+        names_another = file.read() == _JOURNAL_MAGIC
+    if names_another:
         ops.rename(journal, journal.with_name(f"{journal.name}.refused"))
 
 
