@@ -1,12 +1,12 @@
 """One kernel call, kept so that it can be run again: the atom of the glass box.
 
 PyTorch turns everything that a model does into calls of a few hundred kernels ("aten operations"): `a + b` arrives as
-`aten.add.Tensor`, `F.layer_norm` as `aten.native_layer_norm.default`. A `Call` is one of them as a TorchDispatchMode sees
-it below autograd: the operation, its arguments, its results. For an in-place operation (`add_`) the written argument is
-the value *before* the write, the output the value after it.
+`aten.add.Tensor`, `F.layer_norm` as `aten.native_layer_norm.default`. A `Call` is one of them as a TorchDispatchMode
+sees it below autograd: the operation, its arguments, its results. For an in-place operation (`add_`) the written
+argument is the value *before* the write, the output the value after it.
 
-A *path* says where among the arguments a tensor sits: (0,) is the first positional argument, (0, 2) the third tensor of a
-list that is the first argument, ("weight",) the keyword argument `weight`.
+A *path* says where among the arguments a tensor sits: (0,) is the first positional argument, (0, 2) the third tensor of
+a list that is the first argument, ("weight",) the keyword argument `weight`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from lightwell.errors import TraceError
 
 Path = tuple[int | str, ...]
 
-# Operations that a plain rerun would not repeat: base name -> how to compute the outputs of such a call again.
+# Operations that a plain rerun would not repeat: base name -> (call with new inputs, call as captured) -> its outputs.
 # Rules register here (dropout by its captured mask, fused attention in its parts).
-RECOMPUTE: dict[str, Callable[[Call], tuple[Tensor, ...]]] = {}
+RECOMPUTE: dict[str, Callable[[Call, Call], tuple[Tensor, ...]]] = {}
 
 
 @cache
@@ -66,7 +66,7 @@ def tensors_of(result: Any) -> tuple[Tensor, ...]:
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One call of one kernel. `args` and `kwargs` are as the dispatcher passes them, `outputs` the tensors it gave back."""
+    """One call of one kernel: `args` and `kwargs` as the dispatcher passes them, `outputs` the tensors it gave back."""
 
     op: OpOverload
     args: tuple[Any, ...]
@@ -76,7 +76,7 @@ class Call:
     @classmethod
     def run(cls, op: OpOverload, *args: Any, **kwargs: Any) -> Call:
         """Run `op` now, and keep it as a call."""
-        return replace(cls(op, args, kwargs, ()), outputs=cls(op, args, kwargs, ())._rerun())
+        return replace(cls(op, args, kwargs, ()), outputs=cls(op, args, kwargs, ()).rerun())
 
     @property
     def name(self) -> str:
@@ -85,7 +85,7 @@ class Call:
 
     def named(self) -> dict[str, Any]:
         """Every argument by the name that the schema gives it, defaults filled in."""
-        values = {a.name: a.default_value for a in self.op._schema.arguments if a.has_default_value()}
+        values = {argument.name: argument.default_value for argument in self.op._schema.arguments}
         return values | dict(zip(_argument_names(self.op), self.args)) | dict(self.kwargs)
 
     def path(self, name: str) -> Path:
@@ -108,8 +108,8 @@ class Call:
         return {p: t for p, t in self.tensor_inputs().items() if t.is_floating_point() and p[0] != "out"}
 
     def get(self, path: Path) -> Any:
-        """The argument at a path."""
-        value = self.args[path[0]] if isinstance(path[0], int) else self.kwargs[path[0]]
+        """The argument at a path, the default if the call gives none."""
+        value = self.args[path[0]] if isinstance(path[0], int) else self.named()[path[0]]
         return value if len(path) == 1 else value[path[1]]
 
     def with_inputs(self, replacements: Mapping[Path, Any]) -> Call:
@@ -123,16 +123,16 @@ class Call:
     def replay(self, replacements: Mapping[Path, Tensor] | None = None) -> tuple[Tensor, ...]:
         """Run the operation again, with other tensors at some paths, and give its outputs.
 
-        Deterministic: dropout uses its captured mask again, a random generator gives the captured numbers. Autograd sees
-        nothing of it, nor does a mode that records; no captured tensor is written to.
+        Deterministic: dropout uses its captured mask again, a random generator gives the captured numbers. Neither
+        autograd nor a mode that records sees anything of it, and no captured tensor is written to.
         """
         call = self.with_inputs(replacements or {})
         with _disable_current_modes(), torch.no_grad():
             if call.name in RECOMPUTE:
-                return RECOMPUTE[call.name](call)
+                return RECOMPUTE[call.name](call, self)
             if is_random(call.op):
                 return call.outputs
-            return call._rerun()
+            return call.rerun()
 
     def to(self, dtype: torch.dtype) -> Call:
         """The call with every floating point input, and the outputs computed again from them, in `dtype`."""
@@ -155,7 +155,11 @@ class Call:
             return type(value)(replacements.get((key, i), item) for i, item in enumerate(value))
         return value
 
-    def _rerun(self) -> tuple[Tensor, ...]:
+    def rerun(self) -> tuple[Tensor, ...]:
+        """Hand the arguments to the operation as they are, except those that it writes to, of which it gets copies.
+
+        Raises TraceError where the operation refuses them.
+        """
         fresh = {self.path(name): self.named()[name] for name in written_arguments(self.op)}
         call = self.with_inputs({path: t.clone() for path, t in fresh.items() if isinstance(t, Tensor)})
         try:

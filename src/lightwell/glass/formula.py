@@ -6,10 +6,11 @@ A formula is text that a person reads and this file can check:
     dz[i,j]/dw[k,l] = [j=l] * x[i,k]               entry by entry
     dz[i]/dx[j] = z[i] * ([i=j] - z[j])
 
-Arithmetic is written as in Python. A statement in brackets is 1 where it holds, else 0 (Iverson's bracket), and 0 times
-anything is 0, so `[x>0] * log(x)` is 0 for negative x. `sum[k](...)` adds over all k that the tensors indexed by k have.
-An element read outside its tensor is 0. Several equations are separated by ";". Nothing here is ever executed: the text
-is parsed to a tree, and the tree is walked.
+Arithmetic is written as in Python. A statement in brackets is 1 where it holds, else 0 (Iverson's bracket), and 0
+times anything is 0, so `[x>0] * log(x)` is 0 for negative x. `sum[k](...)` adds over all k that the tensors indexed by
+k have, `sum[k<n](...)` over the first n. An element read outside its tensor is 0. `with t = ...`
+names a part: "dz/dx = 1 - t**2 with t = tanh(x)". Several equations are separated by ";". Nothing here is ever
+executed: the text is parsed to a tree, and the tree is walked.
 
 Source of the bracket: Knuth 1992, "Two notes on notation".
 """
@@ -20,7 +21,7 @@ import ast
 import copy
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +42,9 @@ _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "bessel_i1": torch.special.i1,
     "min": torch.minimum,
     "max": torch.maximum,
+    "inv": torch.linalg.inv,
     "len": lambda x: torch.tensor(float(x.shape[0])),
+    "size": lambda x, d: torch.tensor(float(x.shape[int(d)])),
 }
 _CONSTANTS = {"pi": math.pi, "inf": math.inf}
 _BINARY: dict[type, Callable[[Any, Any], Any]] = {
@@ -65,7 +68,10 @@ _COMPARE: dict[type, Callable[[Any, Any], Any]] = {
 
 @dataclass(frozen=True)
 class Equation:
-    """One equation: d`output`[`rows`] / d`of`[`columns`] = `value`. Without indices it holds element by element."""
+    """One equation: d`output`[`rows`] / d`of`[`columns`] = `value`. Without indices it holds element by element.
+
+    In `value` the named parts are put in; `short` and `parts` are as written.
+    """
 
     output: str
     rows: tuple[str, ...] | None
@@ -73,16 +79,18 @@ class Equation:
     columns: tuple[str, ...] | None
     value: ast.expr
     text: str
+    short: ast.expr
+    parts: tuple[tuple[str, ast.expr], ...] = ()
 
     def evaluate(self, symbols: Mapping[str, Any]) -> Tensor:
         """The local derivative for these values of the letters.
 
         Element by element: of the broadcast shape of what the formula names. Entry by entry: the output's shape
-        followed by the input's shape.
+        followed by the input's shape; leading dimensions of size 1 that have no index are left out.
         """
         if self.rows is None or self.columns is None:
-            return torch.as_tensor(_Walk(symbols, {}).value(self.value), dtype=torch.float64)
-        shapes = [*symbols[self.output].shape, *symbols[self.of].shape]
+            return self._element_by_element(symbols)
+        shapes = [*_last(symbols[self.output].shape, self.rows), *_last(symbols[self.of].shape, self.columns)]
         sizes = dict(zip([*self.rows, *self.columns], shapes)) | _sum_sizes(self.value, symbols)
         order = [*self.rows, *self.columns, *(k for k in sizes if k not in self.rows + self.columns)]
         grid = {name: torch.arange(sizes[name]).reshape([-1 if n == name else 1 for n in order]) for name in order}
@@ -91,9 +99,20 @@ class Equation:
         full = entries.expand([*shapes, *[1] * (len(order) - free)])
         return full.reshape(shapes)
 
+    def _element_by_element(self, symbols: Mapping[str, Any]) -> Tensor:
+        """Indices of sums come before the dimensions of the tensors."""
+        rank = max((x.dim() for x in symbols.values() if isinstance(x, Tensor)), default=0)
+        sizes = _sum_sizes(self.value, symbols)
+        places = {name: [-1 if n == name else 1 for n in sizes] + [1] * rank for name in sizes}
+        grid = {name: torch.arange(size).reshape(places[name]) for name, size in sizes.items()}
+        value = torch.as_tensor(_Walk(symbols, grid).value(self.value), dtype=torch.float64)
+        return value.reshape(value.shape[len(sizes) :])
+
     def with_numbers(self, symbols: Mapping[str, float], show: Callable[[float], str] = "{:.4g}".format) -> str:
         """The right side with numbers for its letters, each written by `show`: "0.9183 * (1 - 0.9183)"."""
-        return ast.unparse(_Filled({name: show(value) for name, value in symbols.items()}).visit(copy.deepcopy(self.value)))
+        written = {name: show(value) for name, value in symbols.items()}
+        names = {name: ast.Name(f"({text})" if text.startswith("-") else text) for name, text in written.items()}
+        return ast.unparse(_Replaced(dict(names)).visit(copy.deepcopy(self.value)))
 
 
 def parse(formula: str) -> list[Equation]:
@@ -131,25 +150,65 @@ def _equation(text: str) -> Equation:
         columns = ()
     if (rows is None) != (columns is None):
         rows, columns = rows or (), columns or ()
-    return Equation(match["out"], rows, match["of"], columns, parse_expression(rest[1:]), text)
+    body, *named = rest[1:].split(" with ")
+    parts = tuple(_part(part) for part in named)
+    short = parse_expression(body)
+    return Equation(match["out"], rows, match["of"], columns, _inlined(short, parts), text, short, parts)
 
 
-def _is_sum(node: ast.AST) -> bool:
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript)
+def _part(text: str) -> tuple[str, ast.expr]:
+    name, _, body = text.partition("=")
+    return name.strip(), parse_expression(body)
+
+
+def _inlined(tree: ast.expr, parts: tuple[tuple[str, ast.expr], ...]) -> ast.expr:
+    for name, body in parts:
+        tree = _Replaced({name: body}).visit(copy.deepcopy(tree))
+    return tree
+
+
+class _Replaced(ast.NodeTransformer):
+    """Puts trees in the place of letters."""
+
+    def __init__(self, trees: Mapping[str, ast.expr]) -> None:
+        self.trees = trees
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return self.trees.get(node.id, node)
 
 
 def _indices(node: ast.Subscript) -> list[ast.expr]:
     return list(node.slice.elts) if isinstance(node.slice, ast.Tuple) else [node.slice]
 
 
+def _bounded(over: ast.Subscript) -> bool:
+    """Whether a sum says how far it goes: sum[k<n] instead of sum[k]."""
+    return isinstance(over.slice, ast.Compare)
+
+
+def _summed(over: ast.Subscript) -> str:
+    """The index that a sum runs over."""
+    name = over.slice.left if isinstance(over.slice, ast.Compare) else over.slice
+    return ast.unparse(name)
+
+
+def _last(shape: Sequence[int], indices: Sequence[Any]) -> Sequence[int]:
+    """The part of a shape that the indices are for: a batch of one needs no index."""
+    extra = len(shape) - len(indices)
+    if extra < 0 or any(n != 1 for n in shape[:extra]):
+        raise ValueError(f"expected {len(indices)} dimensions, got {tuple(shape)}")
+    return shape[extra:]
+
+
 def _sum_sizes(tree: ast.expr, symbols: Mapping[str, Any]) -> dict[str, int]:
     """The range of every index that a sum runs over: the size of the dimension that it indexes."""
     subscripts = [n for n in ast.walk(tree) if isinstance(n, ast.Subscript)]
-    summed = {i.id for n in ast.walk(tree) if _is_sum(n) for i in _indices(n.func) if isinstance(i, ast.Name)}  # type: ignore[attr-defined]
-    sizes: dict[str, int] = {}
+    sums = [n.func for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Subscript)]
+    sizes = {_summed(s): int(_Walk(symbols, {}).value(s.slice.comparators[0])) for s in sums if _bounded(s)}
+    summed = {_summed(s) for s in sums} - set(sizes)
     for node in subscripts:
         if isinstance(node.value, ast.Name) and node.value.id in symbols:
-            for index, size in zip(_indices(node), symbols[node.value.id].shape):
+            for index, size in zip(_indices(node), _last(symbols[node.value.id].shape, _indices(node))):
                 if isinstance(index, ast.Name) and index.id in summed:
                     sizes[index.id] = size
     return sizes
@@ -163,8 +222,8 @@ class _Walk:
 
     def value(self, node: ast.expr) -> Any:
         match node:
-            case ast.Constant(value=int() | float() as number):
-                return number
+            case ast.Constant(value=int() | float() | str() as constant):
+                return constant
             case ast.Name(id=name):
                 return self._name(name)
             case ast.UnaryOp(op=ast.USub(), operand=operand):
@@ -176,12 +235,12 @@ class _Walk:
             case ast.List(elts=[statement]):
                 return torch.as_tensor(self._holds(statement)).double()
             case ast.Call(func=ast.Subscript(value=ast.Name(id="sum")) as over, args=[body]):
-                dims = [self._dim(i) for i in _indices(over)]
-                return self._full(self.value(body), dims).sum(dim=dims, keepdim=True)
+                dim = list(self.grid).index(_summed(over))
+                return self._full(self.value(body), dim).sum(dim, keepdim=True)
             case ast.Call(func=ast.Name(id=name), args=arguments) if name in _FUNCTIONS:
                 return _FUNCTIONS[name](*(torch.as_tensor(self.value(a), dtype=torch.float64) for a in arguments))
-            case ast.Subscript(value=ast.Name(id=name)):
-                return self._element(self.symbols[name], [self.value(i) for i in _indices(node)])
+            case ast.Subscript(value=whole):
+                return self._element(self.value(whole), [self.value(i) for i in _indices(node)])
         raise ValueError(f"expected arithmetic, got {ast.unparse(node)!r}")
 
     def _name(self, name: str) -> Any:
@@ -201,7 +260,7 @@ class _Walk:
         match node:
             case ast.Compare(left=left, ops=ops, comparators=others):
                 values = [self.value(left), *(self.value(other) for other in others)]
-                pairs = [_COMPARE[type(op)](a, b) for op, a, b in zip(ops, values, values[1:])]
+                pairs = [torch.as_tensor(_COMPARE[type(op)](a, b)) for op, a, b in zip(ops, values, values[1:])]
                 return _all(pairs)
             case ast.BoolOp(op=ast.And(), values=parts):
                 return _all([self._holds(part) for part in parts])
@@ -212,20 +271,18 @@ class _Walk:
             case _:
                 return torch.as_tensor(self.value(node)).bool()
 
-    def _dim(self, index: ast.expr) -> int:
-        assert isinstance(index, ast.Name)
-        return list(self.grid).index(index.id)
-
-    def _full(self, value: Any, dims: list[int]) -> Tensor:
-        """The value spread over the summed indices, so that adding counts each of them even if it names none."""
+    def _full(self, value: Any, dim: int) -> Tensor:
+        """The value spread over the summed index, so that adding counts each of its places even if it is not named."""
         value = torch.as_tensor(value, dtype=torch.float64)
         shape = list(value.shape) if value.dim() else [1] * len(self.grid)
-        sizes = [grid.numel() for grid in self.grid.values()]
-        return value.expand([sizes[d] if d in dims else n for d, n in enumerate(shape)])
+        shape[dim] = list(self.grid.values())[dim].numel()
+        return value.expand(shape)
 
     @staticmethod
-    def _element(x: Tensor, places: list[Any]) -> Tensor:
+    def _element(x: Any, places: list[Any]) -> Tensor:
         """x[places], 0 outside of the tensor."""
+        x = torch.as_tensor(x)
+        x = x.reshape(_last(x.shape, places))
         places = [torch.as_tensor(place).long() for place in places]
         inside = _all([(place >= 0) & (place < n) for place, n in zip(places, x.shape)])
         safe = [place.clamp(0, max(n - 1, 0)) for place, n in zip(places, x.shape)]
@@ -239,19 +296,16 @@ def _all(parts: list[Any]) -> Any:
     return result
 
 
-class _Filled(ast.NodeTransformer):
-    """Puts written numbers in the place of letters; negative ones in parentheses."""
-
-    def __init__(self, written: Mapping[str, str]) -> None:
-        self.written = {name: f"({text})" if text.startswith("-") else text for name, text in written.items()}
-
-    def visit_Name(self, node: ast.Name) -> ast.Name:
-        return ast.Name(self.written.get(node.id, node.id))
-
-
 # LaTeX. Each part comes with its rank, so that parentheses stand only where they are needed.
 
-_GREEK = {"alpha": r"\alpha", "beta": r"\beta", "gamma": r"\gamma", "pi": r"\pi", "eps": r"\varepsilon", "inf": r"\infty"}
+_GREEK = {
+    "alpha": r"\alpha",
+    "beta": r"\beta",
+    "gamma": r"\gamma",
+    "pi": r"\pi",
+    "eps": r"\varepsilon",
+    "inf": r"\infty",
+}
 _SIGNS = {ast.Eq: "=", ast.NotEq: r"\ne", ast.Lt: "<", ast.LtE: r"\le", ast.Gt: ">", ast.GtE: r"\ge"}
 _KNOWN = {"exp", "log", "sin", "cos", "tan", "sinh", "cosh", "tanh", "min", "max"}
 _NAMED = {"digamma": r"\psi", "trigamma": r"\psi_1", "sigmoid": r"\sigma", "erf": r"\mathrm{erf}"}
@@ -262,7 +316,8 @@ def _equation_latex(equation: Equation) -> str:
         return _letter(letter) + (f"_{{{' '.join(indices)}}}" if indices else "")
 
     top, bottom = name(equation.output, equation.rows), name(equation.of, equation.columns)
-    return rf"\frac{{\partial {top}}}{{\partial {bottom}}} = {_latex(equation.value)[0]}"
+    parts = [rf", \quad {_letter(letter)} = {_latex(tree)[0]}" for letter, tree in equation.parts]
+    return rf"\frac{{\partial {top}}}{{\partial {bottom}}} = {_latex(equation.short)[0]}" + "".join(parts)
 
 
 def _letter(name: str) -> str:
@@ -282,6 +337,8 @@ def _within(node: ast.expr, rank: int) -> str:
 def _latex(node: ast.expr) -> tuple[str, int]:
     """LaTeX of a tree, and how tightly it holds together: 0 statement, 1 sum, 2 product, 3 power, 4 one thing."""
     match node:
+        case ast.Constant(value=str() as word):
+            return rf"\text{{{word}}}", 4
         case ast.Constant(value=number):
             return str(number), 4
         case ast.Name(id=name):
@@ -312,11 +369,11 @@ def _latex(node: ast.expr) -> tuple[str, int]:
         case ast.UnaryOp(op=ast.Not(), operand=operand):
             return rf"\text{{not}}\; {_latex(operand)[0]}", 0
         case ast.Call(func=ast.Subscript() as over, args=[body]):
-            return rf"\sum_{{{' '.join(ast.unparse(i) for i in _indices(over))}}} {_within(body, 2)}", 2
+            return rf"\sum_{{{_latex(over.slice)[0]}}} {_within(body, 2)}", 2
         case ast.Call(func=ast.Name(id=name), args=arguments):
             return _call_latex(name, arguments), 4
-        case ast.Subscript(value=ast.Name(id=name)):
-            return rf"{_letter(name)}_{{{', '.join(_latex(i)[0] for i in _indices(node))}}}", 4
+        case ast.Subscript(value=whole):
+            return rf"{_within(whole, 4)}_{{{', '.join(_latex(i)[0] for i in _indices(node))}}}", 4
     raise ValueError(f"expected arithmetic, got {ast.unparse(node)!r}")
 
 
@@ -324,9 +381,11 @@ def _call_latex(name: str, arguments: list[ast.expr]) -> str:
     inner = ", ".join(_latex(argument)[0] for argument in arguments)
     if name == "sqrt":
         return rf"\sqrt{{{inner}}}"
+    if name == "inv":
+        return rf"({inner}^{{-1}})"
     if name == "abs":
         return rf"\left|{inner}\right|"
-    if name == "len":
+    if name in ("len", "size"):
         return rf"n_{{{inner}}}"
     head = "\\" + name if name in _KNOWN else _NAMED.get(name, rf"\mathrm{{{name}}}".replace("_", r"\_"))
     return rf"{head}\left({inner}\right)"

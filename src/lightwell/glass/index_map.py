@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lightwell.glass.call import Call, Path
+from lightwell.glass.shapes import wrapped
 
 Index = tuple[int, ...]
 IndexMap = Callable[[Call, Index], dict[Path, Tensor]]
@@ -53,7 +54,7 @@ def along(default: Any = None, name: str = "dim") -> IndexMap:
 
 
 def last_dims(count: Callable[[Call], int]) -> IndexMap:
-    """Normalisations: the first input's last `count(call)` dimensions whole; the others (scale, shift) at their place."""
+    """Normalisations: the first input's last `count(call)` dimensions whole; scale and shift at their place."""
 
     def index_map(call: Call, out: Index) -> dict[Path, Tensor]:
         first, *others = call.float_inputs().items()
@@ -94,16 +95,20 @@ def moved(call: Call, out: Index) -> dict[Path, Tensor]:
     return _looked_up(call, {first[out].item()} if first[out] != second[out] else set())
 
 
-def added(call: Call, out: Index) -> dict[Path, Tensor]:
-    """Operations that move numbers and add those that meet (index_add, scatter_add, fold): linear, with slopes 0 and 1.
-
-    The slope of one output with respect to each input is what the output gets from a 1 put there.
-    """
-    found = {}
-    flat = {path: torch.zeros(x.shape, dtype=torch.float64) for path, x in call.float_inputs().items()}
-    for path, x in flat.items():
-        hits = [i for i in range(x.numel()) if _with_one(call, flat, path, i)[out] != 0]
-        found[path] = unravelled(hits, x)
+def attended(call: Call, out: Index) -> dict[Path, Tensor]:
+    """Attention: its own query, the keys of all places that it may look at, those places' values in its own column."""
+    (q, _), (k, keys), (v, _), *mask = call.float_inputs().items()
+    batch, head, time, column = out
+    shared = call.get(q).shape[1] // keys.shape[1]
+    seen = min(time + 1, keys.shape[2]) if call.named()["is_causal"] else keys.shape[2]
+    found = {
+        q: box(call.get(q), [batch, head, time, None]),
+        k: box(keys, [batch, head // shared, None, None]),
+        v: box(call.get(v), [batch, head // shared, None, column]),
+    }
+    found = {path: places if path == q else places[places[:, 2] < seen] for path, places in found.items()}
+    for path, bias in mask:
+        found[path] = box(bias, [*aligned(bias, (batch, head, time, 0))[:-1], None])
     return found
 
 
@@ -120,13 +125,6 @@ def aligned(x: Tensor, out: Index) -> Index:
     """The index in `x` that broadcasting reads for the output index `out`."""
     own = out[len(out) - x.dim() :] if x.dim() else ()
     return tuple(0 if n == 1 else i for i, n in zip(own, x.shape))
-
-
-def wrapped(dims: Any, rank: int) -> list[int]:
-    """The option `dim` as a list of non-negative numbers; None and [] stand for all dimensions."""
-    if dims is None or (isinstance(dims, list | tuple) and not dims):
-        return list(range(rank))
-    return [d % rank for d in (dims if isinstance(dims, list | tuple) else [dims])] if rank else []
 
 
 def unravelled(flat: Iterable[int], x: Tensor) -> Tensor:
@@ -158,9 +156,3 @@ def _looked_up(call: Call, numbers: set[float]) -> dict[Path, Tensor]:
         found[path] = unravelled([int(n) - start for n in numbers if start <= n < start + x.numel()], x)
         start += x.numel()
     return found
-
-
-def _with_one(call: Call, zeros: dict[Path, Tensor], path: Path, place: int) -> Tensor:
-    one = zeros[path].clone()
-    one.view(-1)[place] = 1
-    return call.to(torch.float64).replay(zeros | {path: one})[0]

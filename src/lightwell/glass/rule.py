@@ -6,11 +6,11 @@ A row is written with the letters of mathematics,
     def mul(dz, x, y):
         return dz * y, dz * x
 
-`dz` is the upstream gradient: how the loss changes with each element of the output z. What follows it are the operation's
-arguments in the order of its schema, numbers as 0-D tensors; what comes back is the gradient of each. After the star come
-options, by the schema's own names, and three names of ours: `z` (the first output), `zs` (all outputs), `call`. A row of an
-operation with several outputs that matter begins with `dzs`, one upstream gradient for each, None for those unused.
-Gradients of an argument that was broadcast are summed back to its shape here, once for all rows.
+`dz` is the upstream gradient: how the loss changes with each element of the output z. What follows it are the
+operation's arguments in the order of its schema, numbers as 0-D tensors; what comes back is the gradient of each. After
+the star come options, by the schema's own names, and three names of ours: `z` (the first output), `zs` (all outputs),
+`call`. A row of an operation with several outputs that matter begins with `dzs`, one upstream gradient for each, None
+for those unused. Gradients of an argument that was broadcast are summed back to its shape here, once for all rows.
 
 Real numbers only: rows do not hold for complex tensors.
 """
@@ -47,9 +47,10 @@ class Rule:
     formula    the same as plain text, read by `glass.formula`: "dz/dx = z * (1 - z)"; several are separated by ";"
     latex      the formula in LaTeX
     sentence   key of the sentence that says it in words (`glass.sentences`)
-    index_map  (call, index of an output element) -> the input elements that it is computed from: {path: int64 (n, rank)}
+    index_map  (call, index of an output element) -> input elements that it is computed from, {path: int64 (n, rank)}
     symbols    call -> the value of each letter in the formula
-    kind       "derivative"; "view": numbers are handed on unchanged; "zero": flat, or gradients are stopped on purpose
+    paths      call -> where among its arguments each letter sits
+    kind       "derivative"; "view": numbers are handed on unchanged; "zero": flat, or stopped on purpose
     kink       where the derivative does not exist and PyTorch's choice is taken: "x = 0; x = 6", "ties" or ""
     """
 
@@ -100,7 +101,10 @@ def rule(
     kink: str = "",
     latex: str | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Enter a function into the table under one or several base names (the first one names its sentence)."""
+    """Enter a function into the table under one or several names: "mul", or "max.dim" for one overload alone.
+
+    The first name is that of the sentence. `reads` is the index map; LaTeX is made from the formula unless given.
+    """
 
     def enter(function: Callable[..., Any]) -> Callable[..., Any]:
         binding = _Binding(function)
@@ -112,7 +116,7 @@ def rule(
                 formula=formula,
                 latex=text,
                 sentence=f"rules.{names[0]}",
-                index_map=reads,
+                index_map=binding.sloped if reads is linear else reads,
                 symbols=binding.symbols,
                 paths=binding.paths,
                 kind=kind,
@@ -124,8 +128,18 @@ def rule(
 
 
 def find(op: OpOverload) -> Rule | None:
-    """The rule of an operation (any overload, in place or not), or None if the table has no such row."""
-    return RULES.get(base_name(op)) if op.namespace == "aten" else None
+    """The rule of an operation (in place or not), or None if the table has no such row.
+
+    An overload that means something else (`max.dim` beside `max`) has its own row; otherwise one row serves them all.
+    """
+    if op.namespace != "aten":
+        return None
+    return RULES.get(f"{base_name(op)}.{op._overloadname}") or RULES.get(base_name(op))
+
+
+def linear(call: Call, out: Index) -> dict[Path, Tensor]:
+    """As `reads` of a row: the operation is linear with slopes that no value decides; what has a slope is read."""
+    raise NotImplementedError("stands for the row's own slopes; `rule` puts them in")
 
 
 class _Binding:
@@ -148,22 +162,31 @@ class _Binding:
         with _disable_current_modes():
             result = self.function(dz, *inputs.values(), **options)
         gradients = result if isinstance(result, tuple) else (result,)
-        paths, found = self.paths(call), {}
+        paths = self.paths(call)
+        found: dict[Path, Tensor] = {}
         for letter, gradient in zip(inputs, gradients):
             if gradient is None or letter not in paths:
                 continue
             path = paths[letter]
             if isinstance(gradient, list):
-                pieces = {(path[0], i): piece for i, piece in enumerate(gradient) if piece is not None}
+                pieces: dict[Path, Tensor] = {(*path, i): g for i, g in enumerate(gradient) if g is not None}
             else:
                 pieces = {path: gradient}
             found |= {p: _summed_to(piece, call.get(p)) for p, piece in pieces.items() if _is_float(call.get(p))}
         return found
 
+    def sloped(self, call: Call, out: Index) -> dict[Path, Tensor]:
+        """The index map of a linear row: where its slopes are not 0."""
+        one_hot = torch.zeros_like(call.outputs[0], dtype=torch.float64)
+        one_hot[out] = 1
+        upstream = [one_hot, *[None] * (len(call.outputs) - 1)]
+        return {path: slope.nonzero() for path, slope in self.backward(call.to(torch.float64), upstream).items()}
+
     def symbols(self, call: Call) -> dict[str, Any]:
         inputs, options = self._bind(call)
         outputs = {"z": call.outputs[0]} | {f"z{i}": output for i, output in enumerate(call.outputs)}
-        return {**inputs, **options, **outputs}
+        letters = {**inputs, **options, **outputs}
+        return {name: "none" if value is None else _stacked(value) for name, value in letters.items()}
 
     def paths(self, call: Call) -> dict[str, Path]:
         return {letter: call.path(name) for letter, name in self._names(call).items()}
@@ -192,6 +215,13 @@ def _as_tensor(value: Any, like: Tensor) -> Any:
         return [item.detach() if isinstance(item, Tensor) else item for item in value]
     if isinstance(value, int | float) and not isinstance(value, bool):
         return torch.tensor(value, dtype=like.dtype if like.is_floating_point() else None, device=like.device)
+    return value
+
+
+def _stacked(value: Any) -> Any:
+    """A list of tensors of one shape as one tensor, so that a formula can index it."""
+    if isinstance(value, list) and value and all(isinstance(v, Tensor) and v.shape == value[0].shape for v in value):
+        return torch.stack(value)
     return value
 
 
