@@ -40,13 +40,14 @@ def pretrain(
     from lightwell.api import pretrain as train
     from lightwell.cli.progress import TrainingProgress, WorkProgress
     from lightwell.cli.result import show_result
-    from lightwell.inspection import profile_training
 
     request = {
         "minutes": minutes, "tokens": tokens, "steps": steps, "preset": preset, "config": config, "settings": set_,
         "seed": seed, "device": device, "val": val or None,
     }  # fmt: skip
     if profile:
+        from lightwell.inspection import profile_training
+
         found = profile_training(text or None, say=say, **request)
         show_json(found) if json else print(found["table"])
         return

@@ -1,0 +1,299 @@
+"""Files and folders that a user names, to documents: which files are text, what is in them, and what was left out.
+
+A named file must be text, or it is an error. A named folder may hold anything: what is not text, or hidden, or made by
+tools rather than people, is skipped, and the list of what was skipped and why is kept. Text is UTF-8, with or without a
+byte order mark; a file that calls itself text (by its suffix) and is not UTF-8 is an error that names the place.
+A `.jsonl` file with a "text" key in each line is one document per line; any other file is one document.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+import os
+import stat
+import sysconfig
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lightwell.errors import DataError
+
+LANGUAGES = {
+    ".c": "c", ".h": "c", ".cc": "c++", ".cpp": "c++", ".hpp": "c++", ".cs": "c#", ".clj": "clojure", ".css": "css",
+    ".csv": "csv", ".dart": "dart", ".el": "lisp", ".ex": "elixir", ".exs": "elixir", ".erl": "erlang", ".f90": "fortran",
+    ".go": "go", ".hs": "haskell", ".htm": "html", ".html": "html", ".java": "java", ".jl": "julia", ".js": "javascript",
+    ".json": "json", ".jsonl": "text", ".jsx": "javascript", ".kt": "kotlin", ".lisp": "lisp", ".lua": "lua", ".m": "matlab",
+    ".md": "markdown", ".markdown": "markdown", ".ml": "ocaml", ".org": "org", ".php": "php", ".pl": "perl",
+    ".py": "python", ".pyi": "python", ".r": "r", ".rb": "ruby", ".rs": "rust", ".rst": "restructuredtext",
+    ".scala": "scala", ".scm": "scheme", ".sh": "shell", ".sql": "sql", ".swift": "swift", ".tex": "tex", ".text": "text",
+    ".toml": "toml", ".ts": "typescript", ".tsx": "typescript", ".txt": "text", ".xml": "xml", ".yaml": "yaml",
+    ".yml": "yaml", ".zig": "zig",
+}  # fmt: skip
+NOT_FOR_READING = {"__pycache__", "node_modules", "site-packages", "dist-packages"}
+SNIFFED = 8192  # bytes at the start of a file that decide whether it is text
+_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+@dataclass(frozen=True)
+class File:
+    """A file to read. `named`: the user named it, rather than a folder that it is in. `take`: read only so many bytes."""
+
+    path: Path
+    size: int
+    named: bool
+    take: int | None = None
+
+    @property
+    def language(self) -> str:
+        """A guess by suffix; "text" if it says nothing."""
+        return LANGUAGES.get(self.path.suffix.lower(), "text")
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text. `start`: where in its file it begins, in bytes."""
+
+    source: str
+    language: str
+    text: bytes
+    start: int = 0
+
+
+@dataclass
+class Sources:
+    """The files to read, in a fixed order, and what was skipped, as (path, reason)."""
+
+    files: list[File] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(file.size if file.take is None else file.take for file in self.files)
+
+    def documents(self) -> Iterator[Document]:
+        """Read all files. Raises DataError where one is not UTF-8, cannot be read or has gone."""
+        for file in self.files:
+            yield from read_documents(file)
+
+
+def collect(sources: Sequence[Path | str]) -> Sources:
+    """Find the text files in some files and folders, the latter with all they hold, in sorted order.
+
+    Raises DataError for a path that does not exist, may not be read, is empty or (as a named file) is not text, and if
+    no text is found at all.
+    """
+    found = Sources()
+    walk = _Walk(found)
+    for source in map(Path, sources):
+        walk.named(source)
+    if not found.files:
+        names = ", ".join(shown(Path(source)) for source in sources[:3]) or "no path"
+        reasons = _summary(found.skipped)
+        raise DataError(
+            f"expected text in {names}, got {reasons or 'an empty folder'}.", "Name a text file, or a folder of them."
+        )
+    return found
+
+
+class _Walk:
+    """Goes through folders once each, whatever links lead back to them."""
+
+    def __init__(self, found: Sources) -> None:
+        self._found = found
+        self._seen_folders: set[tuple[int, int]] = set()
+        self._seen_files: set[str] = set()
+
+    def named(self, path: Path) -> None:
+        """A path of the user's: anything unusual about it is an error."""
+        try:
+            status = path.stat()
+            if stat.S_ISDIR(status.st_mode):
+                if self._is_new(path):
+                    self._folder(path)
+                return
+            if not stat.S_ISREG(status.st_mode):
+                raise DataError(
+                    f"expected a file or folder, got {shown(path)}, which is neither.",
+                    "Save its content in a file first.",
+                )
+            problem = _not_text(path)
+        except OSError as error:
+            raise unreadable(path, error) from error
+        except ValueError as error:  # a NUL in the name
+            raise DataError(f"expected a path, got {str(path)!r}.") from error
+        if problem:
+            raise DataError(f"expected text in {shown(path)}, got {problem}.", "Name files of UTF-8 text.")
+        self._take(path, status.st_size, named=True)
+
+    def _folder(self, top: Path) -> None:
+        """Take what is in a folder and below; what is in the way there is skipped and noted."""
+        todo = _sorted(top)[::-1]  # a stack: the next path is its last
+        while todo:
+            path = todo.pop()
+            try:
+                reason = self._skip_reason(path)
+                if not reason and path.is_dir():
+                    todo += _sorted(path)[::-1] if self._is_new(path) else []
+                elif not reason:
+                    self._take(path, path.stat().st_size, named=False)
+            except OSError as error:
+                reason = f"not readable: {error.strerror}"
+            if reason:
+                self._found.skipped.append((shown(path), reason))
+
+    def _skip_reason(self, path: Path) -> str:
+        """Why something in a folder is not for reading, or ""."""
+        if path.name.startswith("."):
+            return "hidden"
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            made_by_a_tool = path.name in NOT_FOR_READING or (path / "pyvenv.cfg").exists()
+            return "made by a tool" if made_by_a_tool else ""
+        return _not_text(path) if stat.S_ISREG(mode) else "not a regular file"
+
+    def _is_new(self, folder: Path) -> bool:
+        status = folder.stat()
+        seen = (status.st_dev, status.st_ino) in self._seen_folders
+        self._seen_folders.add((status.st_dev, status.st_ino))
+        return not seen
+
+    def _take(self, path: Path, size: int, named: bool) -> None:
+        real = os.path.realpath(path)
+        if real not in self._seen_files:
+            self._seen_files.add(real)
+            self._found.files.append(File(path, size, named))
+
+
+def read_documents(file: File) -> Iterator[Document]:
+    """The documents of one file, as valid UTF-8 without byte order mark; those without text are left out.
+
+    Raises DataError for other bytes, with their offset.
+    """
+    try:
+        with open(file.path, "rb") as opened:
+            data = opened.read(file.take)
+    except OSError as error:
+        raise unreadable(file.path, error) from error
+    start = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
+    try:
+        data[start:].decode("utf-8")
+    except UnicodeDecodeError as error:
+        if file.take is not None and len(data) == file.take and error.reason == "unexpected end of data":
+            data = data[: start + error.start]  # we cut it there ourselves
+        else:
+            raise DataError(
+                f"expected UTF-8 in {shown(file.path)}, got byte 0x{data[start + error.start]:02X} at offset {start + error.start}.",
+                f"Convert it, for example: iconv -f WINDOWS-1252 -t UTF-8 {shown(file.path)} > converted.txt; or leave it out.",
+            ) from error
+    lines = _json_lines(file, data, start) if file.path.suffix.lower() == ".jsonl" else [(start, data[start:])]
+    for where, text in lines:
+        if text.strip():
+            yield Document(shown(file.path), file.language, text, where)
+
+
+def _json_lines(file: File, data: bytes, start: int) -> Iterator[tuple[int, bytes]]:
+    """(offset, text) of each line {"text": ...} of a .jsonl file."""
+    cut = file.take is not None
+    for number, line in enumerate(data[start:].split(b"\n"), start=1):
+        where, start = start, start + len(line) + 1
+        if not line.strip() or (cut and start > len(data)):
+            continue
+        try:
+            text = json.loads(line)["text"].encode()
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise DataError(
+                f'expected {{"text": "..."}} in line {number} of {shown(file.path)}, got {line[:40].decode(errors="replace")!r}.',
+                "Rename it to .txt to read its lines as they are.",
+            ) from error
+        yield where, text
+
+
+def limit(sources: Sources, limit_bytes: int, seed: int) -> Sources:
+    """A choice of the files that `seed` decides, of `limit_bytes` together: the last one is read up to that.
+
+    The files keep their order. Raises DataError for a limit below 1.
+    """
+    if limit_bytes < 1:
+        raise DataError(f"expected a limit of at least 1 byte, got {limit_bytes}.")
+    left, chosen = limit_bytes, {}
+    for index in sorted(range(len(sources.files)), key=lambda index: _lot(seed, index)):
+        file = sources.files[index]
+        if left > 0:
+            chosen[index] = file if file.size <= left else File(file.path, file.size, file.named, take=left)
+            left -= file.size
+    return Sources([chosen[index] for index in sorted(chosen)], sources.skipped)
+
+
+def _lot(seed: int, index: int) -> bytes:
+    return hashlib.blake2b(f"{seed} {index}".encode(), digest_size=8).digest()
+
+
+def standard_library() -> list[Path]:
+    """The .py files of the running interpreter's own standard library: no tests, no installed packages. About 12 MB.
+
+    Raises DataError if the interpreter has no such files (one that lives in a single archive).
+    """
+    root = Path(sysconfig.get_paths()["stdlib"])
+    left_out = {"test", "tests", "idle_test", *NOT_FOR_READING}
+    files = []
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root).parts
+        if (
+            left_out.isdisjoint(parts)
+            and not parts[-1].startswith("_sysconfigdata")
+            and not _not_text(path, whole=True)
+        ):
+            files.append(path)
+    if not files:
+        raise DataError(f"expected Python's own source in {root}, got none.", "Name a text file, or a folder of them.")
+    return files
+
+
+def unreadable(path: Path, error: OSError) -> DataError:
+    """The user's side of an OSError: nothing there, not allowed, or what the system says."""
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return DataError(f"expected a file or folder, got {shown(path)}, which does not exist.", "Check the spelling.")
+    if isinstance(error, PermissionError):
+        return DataError(
+            f"expected to read {shown(path)}, got no permission.", "Change its permissions, or leave it out."
+        )
+    return DataError(f"expected to read {shown(path)}, got: {error.strerror or error}.", "Check the path and the disk.")
+
+
+def shown(path: Path) -> str:
+    """A path as text that can be stored and printed, whatever bytes its name has."""
+    return os.fsencode(path).decode("utf-8", errors="replace")
+
+
+def _sorted(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir(), key=lambda path: os.fsencode(path.name))
+
+
+def _not_text(path: Path, whole: bool = False) -> str:
+    """Why a file is not text, as words that follow "got"; "" if it is, by its suffix and its first bytes."""
+    with open(path, "rb") as file:
+        head = file.read(-1 if whole else SNIFFED)
+    if len(head) < SNIFFED and not head.strip(b" \t\r\n\f\v\xef\xbb\xbf"):
+        return "an empty file" if not head else "a file of blanks"
+    if head.startswith(_UTF16_MARKS):
+        return "UTF-16"
+    if b"\0" in head or head.startswith((b"%PDF-", b"{\\rtf")):
+        return "a binary file"
+    if path.suffix.lower() in LANGUAGES and not whole:
+        return ""  # it says that it is text: if it is not UTF-8, reading it will say where
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        decoder.decode(head)
+    except UnicodeDecodeError:
+        return "neither UTF-8 nor a known kind of text"
+    return ""
+
+
+def _summary(skipped: Sequence[tuple[str, str]]) -> str:
+    """ "3 files: hidden; 1 file: a binary file"."""
+    counts: dict[str, int] = {}
+    for _, reason in skipped:
+        counts[reason] = counts.get(reason, 0) + 1
+    return "; ".join(f"{count} skipped ({reason})" for reason, count in sorted(counts.items()))
