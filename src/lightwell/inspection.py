@@ -17,7 +17,6 @@ from lightwell.data.dataset import Dataset, is_dataset, open_dataset
 from lightwell.data.prepare import prepare
 from lightwell.data.sources import collect
 from lightwell.errors import RunError, UserError
-from lightwell.interop.huggingface import compare_with_transformers, export_model, import_model
 from lightwell.model.build import GPT
 from lightwell.model.count import flops_per_token, memory_bytes, parameters
 from lightwell.planner.choose import choose_rung, choose_vocab_size, complete
@@ -241,6 +240,8 @@ def _planned(config: RunConfig, asked: Request, device: Any) -> tuple[RunConfig,
 
 def export_run(path: str | Path, out: str | Path) -> dict[str, Any]:
     """Write a run as a HuggingFace folder and compare the logits. `said`: the verdict in words."""
+    from lightwell.interop.huggingface import compare_with_transformers, export_model
+
     run = load(path, device="cpu")
     folder = export_model(run.model_config, run.model.state_dict(), run.tokenizer, Path(out))
     found = compare_with_transformers(folder, run.model)
@@ -249,6 +250,8 @@ def export_run(path: str | Path, out: str | Path) -> dict[str, Any]:
 
 def import_run(folder: str | Path, out: str | Path) -> Run:
     """Another project's model as a run at step 0."""
+    from lightwell.interop.huggingface import import_model
+
     config, weights, tokenizer = import_model(Path(folder))
     if tokenizer is None:
         raise UserError(f"expected tokenizer files beside the model in {folder}, found none.", "A run needs one.")
