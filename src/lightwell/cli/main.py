@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from lightwell.errors import LightwellError
+from lightwell.runtime.waiting import let_threads_sleep
 
 COMMANDS = {  # name -> one line for --help; the command lives in cli/<name>.py (a trailing _ where Python has the word)
     "pretrain": "Train a GPT on text.",
@@ -92,6 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: list[str]) -> int:
     """Run a command and return its exit code."""
     as_json = "--json" in arguments
+    let_threads_sleep()
     try:
         result = get_command(app).main(args=arguments, prog_name="lightwell", standalone_mode=False)
         return result if isinstance(result, int) else 0
