@@ -114,7 +114,7 @@ def test_every_tensor_is_aligned_as_the_allocator_aligns(run: Path) -> None:
 def test_numbers_that_are_not_finite_are_never_saved(run: Path, value: float, part: str) -> None:
     model, optimizer = tensors_of(1)
     bad = {"model": model, "optimizer": optimizer}[part]
-    name = list(bad)[0]
+    name = next(iter(bad))
     bad[name][0, 1] = value
     with pytest.raises(RunError, match=rf"expected finite numbers to save, got NaN or infinity in {name}\."):
         write_checkpoint(run, 1, model, optimizer, {})

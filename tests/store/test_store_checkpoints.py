@@ -168,7 +168,7 @@ def test_pins(run: Path) -> None:
 
 
 def test_a_pin_at_the_last_moment_counts(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pinning needs no lock, so it may come at any moment of a rotation: then it holds, or it says that it is too late."""
+    """Pinning needs no lock, so it may come at any moment of a rotation: it holds, or says that it is too late."""
     for k in range(20):
         for step in (1, 2):
             save(run, step)
@@ -229,7 +229,7 @@ def test_closed_folders_are_said(run: Path, monkeypatch: pytest.MonkeyPatch) -> 
     save(run, 2)
     damage(run, 2)
     closed = lambda: OSError(errno.EROFS, os.strerror(errno.EROFS))  # noqa: E731
-    with pytest.raises(UserError, match="expected to set .*step-00000002 aside, got a read-only file system"):
+    with pytest.raises(UserError, match=r"expected to set .*step-00000002 aside, got a read-only file system"):
         fail_at(monkeypatch, 0, closed, lambda: newest_good(run))
     assert newest_good(run, set_aside=False) == run / "checkpoints" / "step-00000001"
     with pytest.raises(UserError, match="expected to pin step 1, got a read-only file system"):

@@ -45,7 +45,7 @@ class _Save:
 class BackgroundWriter:
     """Writes a run's checkpoints in a thread, and clears old ones away after each.
 
-    `on_event` is told "saved" (seconds), "save_failed" (error, attempt), "checkpoint_broken" and "rotate_failed"
+    `on_event` is told "saved" (path, seconds), "save_failed" (error, attempt), "checkpoint_broken" and "rotate_failed"
     (error). `best_step` may be set at any time. `pauses`: seconds before the second and third attempt.
     As a context manager it closes itself; if the block raises, the save under way is still finished.
     """
@@ -56,13 +56,13 @@ class BackgroundWriter:
         self.run = run
         self.keep = keep
         self.best_step: int | None = None
-        self._on_event = on_event or (lambda step, kind, details: None)
+        self._on_event = on_event
         self._pauses = pauses
         self._hashes = HashCache(from_disk=True)
         self._buffers: dict[tuple[str, str], Tensor] = {}
         self._changed = threading.Condition()  # guards what follows
         self._save: _Save | None = None  # to be written, being written, or to be tried again
-        self._writing = False
+        self._pausing = False  # before it is tried again
         self._closing = False
         self._failures = 0  # in a row
         self._last_error: Exception | None = None
@@ -84,7 +84,7 @@ class BackgroundWriter:
         copied before the next one is asked for. A save that waits to be tried again gives way to this newer one.
         """
         with self._changed:
-            while self._writing:
+            while self._save is not None and not self._pausing:
                 self._changed.wait()
             self._save = None
         self.check()
@@ -151,7 +151,7 @@ class BackgroundWriter:
         except BaseException as bug:  # handed to whoever calls next
             self._bug = bug
         with self._changed:
-            self._writing, self._save = False, None
+            self._save = None
             self._changed.notify_all()
 
     def _next(self) -> bool:
@@ -159,8 +159,7 @@ class BackgroundWriter:
         with self._changed:
             while self._save is None and not self._closing:
                 self._changed.wait()
-            self._writing = self._save is not None
-            return self._writing
+            return self._save is not None
 
     def _write(self) -> None:
         save = self._save
@@ -169,32 +168,37 @@ class BackgroundWriter:
         with self._changed:
             self._last_error = error
             self._failures = self._failures + 1 if error else 0
-            self._writing = False
             # Numbers that are not finite will not become so by waiting; a disk may well get room.
             if error is None or isinstance(error, RunError) or self._failures >= MAX_FAILURES:
                 self._save = None
             self._changed.notify_all()
             if self._save is not None:
                 pause = self._pauses[self._failures - 1]
+                self._pausing = True
                 self._changed.wait_for(lambda: self._save is not save or self._closing, pause)
+                self._pausing = False
 
     def _try(self, save: _Save) -> Exception | None:
         """Write one checkpoint and clear old ones away. Returns what kept the first from being done, if anything."""
         start = time.monotonic()
         try:
-            write_checkpoint(self.run, save.step, save.model, save.optimizer, save.state, save.about)
+            path = write_checkpoint(self.run, save.step, save.model, save.optimizer, save.state, save.about)
         except (OSError, UserError) as error:
-            self._on_event(save.step, "save_failed", {"error": str(error), "attempt": self._failures + 1})
+            self._tell(save.step, "save_failed", {"error": str(error), "attempt": self._failures + 1})
             return error
-        self._on_event(save.step, "saved", {"seconds": time.monotonic() - start})
+        self._tell(save.step, "saved", {"path": str(path), "seconds": time.monotonic() - start})
         try:
             rotate(self.run, self.keep, self.best_step, report=self._reporter(save.step), hashes=self._hashes)
         except (OSError, UserError) as error:
-            self._on_event(save.step, "rotate_failed", {"error": str(error)})
+            self._tell(save.step, "rotate_failed", {"error": str(error)})
         return None
 
     def _reporter(self, step: int) -> Callable[[str], None]:
-        return lambda sentence: self._on_event(step, "checkpoint_broken", {"error": sentence})
+        return lambda sentence: self._tell(step, "checkpoint_broken", {"error": sentence})
+
+    def _tell(self, step: int, kind: str, details: dict[str, Any]) -> None:
+        if self._on_event is not None:
+            self._on_event(step, kind, details)
 
     def _finish(self) -> None:
         with self._changed:

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightwell.errors import RunError
+from lightwell.errors import DamagedError, RunError
 from lightwell.files.atomic import json_bytes, write_folder, write_manifest, write_new
 from lightwell.files.hashing import sha256_bytes
 from lightwell.files.limits import parse_json
@@ -107,7 +107,7 @@ def load_model_only(path: Path) -> dict[str, Tensor]:
 def checkpoint_manifest(path: Path) -> dict[str, Any]:
     """The verified manifest of a checkpoint of the format we know. The other files are not opened."""
     manifest = read_manifest(path)
-    if manifest.get("kind") != "checkpoint" or not isinstance(manifest.get("step"), int):
+    if manifest.get("kind") != "checkpoint":
         raise RunError(
             f"expected a checkpoint in {path}, got another kind of folder.", "Checkpoints are in RUN/checkpoints."
         )
@@ -116,6 +116,9 @@ def checkpoint_manifest(path: Path) -> dict[str, Any]:
             f"expected a checkpoint of format {FORMAT}, got format {manifest.get('format')!r} in {path}.",
             "It was written by another version of Lightwell: use that one.",
         )
+    step = manifest.get("step")
+    if type(step) is not int or step < 0:
+        raise DamagedError(f"expected a number as the step in {path}, got {step!r}.")
     return manifest
 
 
