@@ -27,9 +27,10 @@ BELOW = " ".join(MAY_IMPORT)
 MAY_IMPORT |= {
     "api": BELOW,
     "inspection": f"{BELOW} api",
-    "lessons": f"{BELOW} api inspection",
-    "studio": f"{BELOW} api inspection",
-    "cli": f"{BELOW} api inspection",
+    "inside": f"{BELOW} api",
+    "lessons": f"{BELOW} api inspection inside",
+    "studio": f"{BELOW} api inspection inside",
+    "cli": f"{BELOW} api inspection inside",
     "__main__": "cli",
 }
 
