@@ -1,0 +1,114 @@
+"""Tokens per second of greedy generation at GPT-2 124M (random weights), against transformers' generate with its cache.
+
+    python benchmarks/generate.py [--rounds 3] [--threads 2] [--new-tokens 64] [--prompt 32]
+
+Both sides hold the same weights (through our export) and must write the same tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import common
+
+
+def ours(folder: Path, prompt: list[int], new_tokens: int, threads: int, weights: str) -> dict:
+    from lightwell.runtime.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    import torch
+
+    from lightwell.generation.engine import Engine
+    from lightwell.generation.sample import Sampling
+    from lightwell.interop.huggingface import import_model
+    from lightwell.model.build import GPT
+    from lightwell.tokenizer.simple import BytesTokenizer
+
+    torch.set_num_threads(threads)
+    config, state, _ = import_model(folder)
+    model = GPT(config).eval()
+    model.load_state_dict(state)
+    if weights != "float32":
+        from lightwell.generation.quantize import quantize
+
+        model = quantize(model, weights)
+    engine = Engine(model, BytesTokenizer())
+    times, ids = [], []
+    for _ in range(3):
+        start = time.perf_counter()
+        ids = engine.generate_ids(prompt, max_new_tokens=new_tokens, sampling=Sampling(temperature=0.0))
+        times.append(time.perf_counter() - start)
+    return {"tokens_per_second": new_tokens / min(times), "ids": ids[-new_tokens:][:16]}
+
+
+def theirs(folder: Path, prompt: list[int], new_tokens: int, threads: int) -> dict:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(threads)
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    ids = torch.tensor([prompt])
+    times, out = [], ids
+    for _ in range(3):
+        start = time.perf_counter()
+        with torch.no_grad():
+            out = model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, min_new_tokens=new_tokens,
+                do_sample=False, pad_token_id=0,
+            )  # fmt: skip
+        times.append(time.perf_counter() - start)
+    return {"tokens_per_second": new_tokens / min(times), "ids": out[0, len(prompt) :].tolist()[:16]}
+
+
+def export(folder: Path) -> None:
+    import torch
+
+    from lightwell.config.gpt import GPT_CONFIG_124M, GPTConfig
+    from lightwell.interop.huggingface import export_model
+    from lightwell.model.build import GPT
+
+    config = GPTConfig(**GPT_CONFIG_124M)
+    model = GPT(config, torch.Generator().manual_seed(0))
+    export_model(config, model.state_dict(), None, folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--prompt", type=int, default=32)
+    parser.add_argument("--side", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    prompt = [(7919 * n) % 50257 for n in range(1, args.prompt + 1)]
+    if args.side:
+        side, folder = args.side[0], Path(args.side[1])
+        if side.startswith("lightwell"):
+            found = ours(folder, prompt, args.new_tokens, args.threads, side.split()[1])
+        else:
+            found = theirs(folder, prompt, args.new_tokens, args.threads)
+        print(json.dumps(found))
+        return
+    print(common.machine())
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent) / "gpt2-124m"
+        export(folder)
+        options = ("--threads", str(args.threads), "--new-tokens", str(args.new_tokens), "--prompt", str(args.prompt))
+        sides = {
+            side: lambda side=side: common.run_side(__file__, *options, "--side", side, str(folder))
+            for side in ("lightwell float32", "lightwell bf16", "lightwell int8", "transformers")
+        }
+        found = common.in_turns(sides, args.rounds)
+    rates = {side: common.median(rows, "tokens_per_second") for side, rows in found.items()}
+    same = found["lightwell float32"][0]["ids"] == found["transformers"][0]["ids"]
+    print(f"first tokens equal in float32: {same}")
+    for side, rate in rates.items():
+        print(f"  {side:20} {rate:7.1f} tokens/s  {rate / rates['transformers']:5.2f} x transformers")
+
+
+if __name__ == "__main__":
+    main()

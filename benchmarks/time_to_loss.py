@@ -1,0 +1,75 @@
+"""Held-out bits per byte after some minutes, against nanoGPT and nanochat on the same text.
+
+    python benchmarks/time_to_loss.py --data DIR --minutes 2 --rounds 3
+        [--peer SCRIPT --nanogpt PATH --nanochat PATH --peer-minutes 4 --peer-options "--layers 4 --dim 128 --bpe 1024"]
+
+DIR holds train.txt and val.txt. Ours is `lightwell pretrain DIR/train.txt --val DIR/val.txt --minutes M` and nothing
+else. SCRIPT trains a peer's own model and optimizer from a checkout for some minutes and prints a JSON line with its
+held-out bits_per_byte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import common
+
+
+def ours(data: Path, minutes: float) -> dict:
+    with tempfile.TemporaryDirectory() as parent:
+        start = time.perf_counter()
+        command = [
+            sys.executable,
+            "-m",
+            "lightwell",
+            "pretrain",
+            str(data / "train.txt"),
+            "--val",
+            str(data / "val.txt"),
+        ]
+        command += ["--minutes", str(minutes), "--out", f"{parent}/run", "--json"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        seconds = time.perf_counter() - start
+        if done.returncode:
+            raise RuntimeError(done.stderr)
+        shown = subprocess.run(
+            [sys.executable, "-m", "lightwell", "evaluate", f"{parent}/run", "--json"], capture_output=True, text=True
+        )
+        found = json.loads(shown.stdout)
+        return {"bits_per_byte": found["bits_per_byte"], "seconds": round(seconds, 1)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=2.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peer", help="the script that trains a peer")
+    parser.add_argument("--nanogpt")
+    parser.add_argument("--nanochat")
+    parser.add_argument("--peer-minutes", type=float, default=None)
+    parser.add_argument("--peer-options", default="")
+    args = parser.parse_args()
+    print(common.machine())
+    sides = {"lightwell": lambda: ours(args.data, args.minutes)}
+    for name, repo in (("nanogpt", args.nanogpt), ("nanochat", args.nanochat)):
+        if repo and args.peer:
+            minutes = str(args.peer_minutes or args.minutes)
+            options = ["--repo", repo, "--data", str(args.data), "--minutes", minutes, *shlex.split(args.peer_options)]
+            sides[name] = lambda name=name, options=options: common.run_side(args.peer, name, *options, timeout=3600)
+    found = common.in_turns(sides, args.rounds)
+    for side, rows in found.items():
+        print(
+            f"  {side:12} {common.median(rows, 'bits_per_byte'):.4f} bits per byte  ({common.median(rows, 'seconds'):.0f} s)"
+        )
+
+
+if __name__ == "__main__":
+    main()
