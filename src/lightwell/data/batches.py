@@ -48,8 +48,8 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device. From pinned memory the copy does not hold up the caller."""
-        moved = (tensor.to(device, non_blocking=True) for tensor in (self.ids, self.targets, self.documents))
-        return Batch(*moved, rows=self.rows)
+        ids, targets, documents = (t.to(device, non_blocking=True) for t in (self.ids, self.targets, self.documents))
+        return Batch(ids, targets, documents, self.rows)
 
     def pin(self) -> Batch:
         """The same batch in memory that a GPU can fetch by itself."""

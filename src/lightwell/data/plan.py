@@ -15,6 +15,8 @@ Progress = Callable[[int, int | None, str], None]
 
 TRAIN, VAL = "train", "val"
 
+Cut = tuple[Document, list[Passage]]  # a document without its text, and its passages; none if it is left out
+
 
 @dataclass(frozen=True)
 class Part:
@@ -36,6 +38,7 @@ class Plan:
     rows: list[dict[str, Any]] = field(default_factory=list)  # what was left out and why
     bytes: Counter[str] = field(default_factory=Counter)  # by split
     languages: Counter[str] = field(default_factory=Counter)  # bytes by language
+    read: int = 0  # bytes
 
     @property
     def left_out(self) -> Counter[str]:
@@ -63,65 +66,64 @@ def make_plan(sources: Sources, val: Sources | None, progress: Progress) -> Plan
     Raises DataError if there is too little text, or nothing left to train on beside what is held out.
     """
     plan = Plan([sources] if val is None else [sources, val])
-    cuts: list[list[Passage]] = []  # of each document; none for one that is left out
-    named_for_val: list[bool] = []
-    seen: set[bytes] = set()
-    done, total = 0, sum(part.n_bytes for part in plan.sources)
-    for split, document in _all(plan.sources):
-        digest = digest_of(document.text)
-        plan.digests.append(digest)
-        named_for_val.append(split == VAL)
-        if digest in seen and split == TRAIN:
-            plan.rows.append(_left_out(document, 0, len(document.text), "the same text stands elsewhere"))
-            cuts.append([])
-        else:
-            cuts.append(passages(document.text) if document.text.strip() else [])
-        seen.add(digest)
-        done += len(document.text)
-        progress(done, total, "reading")
+    total = sum(each.n_bytes for each in plan.sources)
+    own: list[Cut] = []
+    held_out: list[Cut] = []
+    for each, cuts in zip(plan.sources, (own, held_out)):
+        plan.rows += [{"left_out": reason, "source": path} for path, reason in each.skipped]
+        seen: set[bytes] = set()
+        for document in each.documents():
+            digest = digest_of(document.text)
+            if digest in seen:
+                plan.rows.append(_left_out("the same text is there already", document, 0, len(document.text)))
+            cuts.append((replace(document, text=b""), [] if digest in seen else passages(document.text)))
+            seen.add(digest)
+            plan.digests.append(digest)
+            plan.read += len(document.text)
+            progress(plan.read, total, "reading")
     if val is None:
-        held_out = choose_held_out(cuts)
+        held = choose_held_out([cut for _, cut in own])
+        _assign(plan, own, held, to_val=True)
     else:
-        held_out = {passage.digest for cut, for_val in zip(cuts, named_for_val) if for_val for passage in cut}
-    _assign(plan, cuts, named_for_val, held_out)
-    for split in (TRAIN, VAL):
-        if not plan.bytes[split]:
-            what = "train on" if split == TRAIN else "hold out"
-            raise DataError(f"expected text to {what}, got none beside the rest.", "Add text, or another --val.")
+        held = {passage.digest for _, cut in held_out for passage in cut}
+        _assign(plan, own, held, to_val=False)
+        _assign(plan, held_out, held, to_val=True)
+    if not plan.bytes[TRAIN]:
+        raise DataError("expected text to train on beside what is held out, got none.", "Add text, or another --val.")
     return plan
 
 
-def _assign(plan: Plan, cuts: list[list[Passage]], named_for_val: list[bool], held_out: set[bytes]) -> None:
-    """Give each passage its split; neighbours of one split become one part."""
-    documents = (document for _, document in _all(plan.sources))
-    taken: set[bytes] = set()  # held-out passages that are in already
-    for document, cut, for_val in zip(documents, cuts, named_for_val):
-        parts: list[Part] = []
+def _assign(plan: Plan, cuts: list[Cut], held: set[bytes], *, to_val: bool) -> None:
+    """Give each passage its split. What is held out goes to val once; a second time, or elsewhere, it is left out."""
+    placed: set[bytes] = set()
+    for document, cut in cuts:
+        parts = []
         for passage in cut:
-            split = VAL if for_val or passage.digest in held_out else TRAIN
-            repeated = split == VAL and passage.digest in taken
-            foreign = split == VAL and not for_val and any(named_for_val)  # stands in the text that --val named
-            if repeated or foreign:
-                why = "held out already" if repeated else "stands in the held-out text"
-                plan.rows.append(_left_out(document, passage.start, passage.end, why))
+            is_held = passage.digest in held
+            if is_held and (not to_val or passage.digest in placed):
+                plan.rows.append(_left_out("it is held out", document, passage.start, passage.end))
                 continue
-            if split == VAL:
-                taken.add(passage.digest)
-            if parts and parts[-1].split == split and parts[-1].end == passage.start:
-                parts[-1] = replace(parts[-1], end=passage.end)
-            else:
-                parts.append(Part(split, passage.start, passage.end, b""))
+            if is_held:
+                placed.add(passage.digest)
+            split = VAL if is_held else TRAIN
+            parts.append(Part(split, passage.start, passage.end, passage.digest))
             plan.bytes[split] += passage.n_bytes
             plan.languages[document.language] += passage.n_bytes
-        plan.parts.append([replace(part, digest=digest_of(document.text[part.start : part.end])) for part in parts])
+        plan.parts.append(_joined(parts))
 
 
-def _all(sources: list[Sources]) -> Iterator[tuple[str, Document]]:
-    """Every document with the split that its source is for; the second source is the held-out one."""
-    for split, group in zip((TRAIN, VAL), sources):
-        for document in group.documents():
-            yield split, document
+def _joined(parts: list[Part]) -> list[Part]:
+    """Neighbours of the same split as one."""
+    joined: list[Part] = []
+    for part in parts:
+        last = joined[-1] if joined else None
+        if last and (last.split, last.end) == (part.split, part.start):
+            joined[-1] = Part(last.split, last.start, part.end, digest_of(last.digest + part.digest))
+        else:
+            joined.append(part)
+    return joined
 
 
-def _left_out(document: Document, start: int, end: int, why: str) -> dict[str, Any]:
-    return {"left_out": why, "source": document.source, "start": document.start + start, "bytes": end - start}
+def _left_out(reason: str, document: Document, start: int, end: int) -> dict[str, Any]:
+    place = {"start": document.start + start, "bytes": end - start}
+    return {"left_out": reason, "source": document.source, "language": document.language, **place}

@@ -117,7 +117,7 @@ def _training_sample(plan: Plan) -> Iterator[str]:
 
 
 def _write_shards(plan: Plan, tokenizer: Tokenizer, folder: Path, progress: Progress) -> dict[str, dict[str, int]]:
-    """Encode all documents into the shards of their splits; list them in documents.jsonl. Returns each split's counts."""
+    """Encode all documents into the shards of their splits and list them in documents.jsonl. Returns the counts."""
     dtype = id_dtype(tokenizer.vocab_size)
     writers = {split: ShardWriter(folder, split, dtype) for split in (TRAIN, VAL)}
     done, total = 0, sum(plan.bytes.values())

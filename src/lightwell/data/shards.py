@@ -105,7 +105,7 @@ class TokenStream:
         return int(self._ends[-1])
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Ids from `start` to before `stop`, as stored; fewer where the stream ends. A view where one shard has them."""
+        """Ids from `start` to before `stop`, as stored; fewer where the stream ends. A view if one shard has them."""
         stop = min(stop, len(self))
         first = int(np.searchsorted(self._ends, start, side="right"))
         if first >= len(self._shards) or start >= stop:

@@ -20,17 +20,17 @@ from pathlib import Path
 
 from lightwell.errors import DataError
 
-LANGUAGES = {
-    ".c": "c", ".h": "c", ".cc": "c++", ".cpp": "c++", ".hpp": "c++", ".cs": "c#", ".clj": "clojure", ".css": "css",
-    ".csv": "csv", ".dart": "dart", ".el": "lisp", ".ex": "elixir", ".exs": "elixir", ".erl": "erlang", ".f90": "fortran",
-    ".go": "go", ".hs": "haskell", ".htm": "html", ".html": "html", ".java": "java", ".jl": "julia", ".js": "javascript",
-    ".json": "json", ".jsonl": "text", ".jsx": "javascript", ".kt": "kotlin", ".lisp": "lisp", ".lua": "lua", ".m": "matlab",
-    ".md": "markdown", ".markdown": "markdown", ".ml": "ocaml", ".org": "org", ".php": "php", ".pl": "perl",
-    ".py": "python", ".pyi": "python", ".r": "r", ".rb": "ruby", ".rs": "rust", ".rst": "restructuredtext",
-    ".scala": "scala", ".scm": "scheme", ".sh": "shell", ".sql": "sql", ".swift": "swift", ".tex": "tex", ".text": "text",
-    ".toml": "toml", ".ts": "typescript", ".tsx": "typescript", ".txt": "text", ".xml": "xml", ".yaml": "yaml",
-    ".yml": "yaml", ".zig": "zig",
+_SUFFIXES = {
+    "c": ".c .h", "c#": ".cs", "c++": ".cc .cpp .hpp", "clojure": ".clj", "css": ".css", "csv": ".csv",
+    "dart": ".dart", "elixir": ".ex .exs", "erlang": ".erl", "fortran": ".f90", "go": ".go", "haskell": ".hs",
+    "html": ".htm .html", "java": ".java", "javascript": ".js .jsx", "json": ".json", "julia": ".jl", "kotlin": ".kt",
+    "lisp": ".el .lisp", "lua": ".lua", "markdown": ".md .markdown", "matlab": ".m", "ocaml": ".ml", "org": ".org",
+    "perl": ".pl", "php": ".php", "python": ".py .pyi", "r": ".r", "restructuredtext": ".rst", "ruby": ".rb",
+    "rust": ".rs", "scala": ".scala", "scheme": ".scm", "shell": ".sh", "sql": ".sql", "swift": ".swift",
+    "tex": ".tex", "text": ".jsonl .text .txt", "toml": ".toml", "typescript": ".ts .tsx", "xml": ".xml",
+    "yaml": ".yaml .yml", "zig": ".zig",
 }  # fmt: skip
+LANGUAGES = {suffix: language for language, suffixes in _SUFFIXES.items() for suffix in suffixes.split()}
 NOT_FOR_READING = {"__pycache__", "node_modules", "site-packages", "dist-packages"}
 SNIFFED = 8192  # bytes at the start of a file that decide whether it is text
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -38,7 +38,7 @@ _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 @dataclass(frozen=True)
 class File:
-    """A file to read. `named`: the user named it, rather than a folder that it is in. `take`: read only so many bytes."""
+    """A file to read. `named`: by the user, rather than a folder that it is in. `take`: read only so many bytes."""
 
     path: Path
     size: int
@@ -183,9 +183,10 @@ def read_documents(file: File) -> Iterator[Document]:
         if file.take is not None and len(data) == file.take and error.reason == "unexpected end of data":
             data = data[: start + error.start]  # we cut it there ourselves
         else:
+            name, place = shown(file.path), start + error.start
             raise DataError(
-                f"expected UTF-8 in {shown(file.path)}, got byte 0x{data[start + error.start]:02X} at offset {start + error.start}.",
-                f"Convert it, for example: iconv -f WINDOWS-1252 -t UTF-8 {shown(file.path)} > converted.txt; or leave it out.",
+                f"expected UTF-8 in {name}, got byte 0x{data[place]:02X} at offset {place}.",
+                f"Convert it, for example: iconv -f WINDOWS-1252 -t UTF-8 {name} > converted.txt; or leave it out.",
             ) from error
     lines = _json_lines(file, data, start) if file.path.suffix.lower() == ".jsonl" else [(start, data[start:])]
     for where, text in lines:
@@ -203,8 +204,9 @@ def _json_lines(file: File, data: bytes, start: int) -> Iterator[tuple[int, byte
         try:
             text = json.loads(line)["text"].encode()
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            found = line[:40].decode(errors="replace")
             raise DataError(
-                f'expected {{"text": "..."}} in line {number} of {shown(file.path)}, got {line[:40].decode(errors="replace")!r}.',
+                f'expected {{"text": "..."}} in line {number} of {shown(file.path)}, got {found!r}.',
                 "Rename it to .txt to read its lines as they are.",
             ) from error
         yield where, text
@@ -292,7 +294,7 @@ def _not_text(path: Path, whole: bool = False) -> str:
 
 
 def _summary(skipped: Sequence[tuple[str, str]]) -> str:
-    """ "3 files: hidden; 1 file: a binary file"."""
+    """How many for each reason: 3 skipped (hidden); 1 skipped (a binary file)."""
     counts: dict[str, int] = {}
     for _, reason in skipped:
         counts[reason] = counts.get(reason, 0) + 1

@@ -3,7 +3,7 @@
 Small documents are held out whole. Large ones are cut into passages at paragraph boundaries first, so that one novel
 can be split too. Where to cut is decided by a hash of the paragraph before the cut, and which passages to hold out by
 a hash of their bytes: the same on any machine and in any order of files, and text added later moves little. A passage
-that occurs twice, in two places of two files, is as a rule cut alike both times, and then held out or trained on as one.
+that occurs twice, say in two files, is as a rule cut alike both times, and then held out or trained on as one.
 Source: Muthitacharoen et al. 2001 (cutting by content, LBFS).
 """
 
@@ -46,7 +46,7 @@ def digest_of(text: bytes) -> bytes:
 
 
 def passages(text: bytes) -> list[Passage]:
-    """Cut a document into passages of 8 to 24 kB, at paragraph ends where there are any. Joined, they are the document."""
+    """Cut a document into passages of 8 to 24 kB, at paragraph ends where there are any. Joined, they are it again."""
     starts = [0]
     if len(text) > LARGEST:
         for end_of_words, end in _paragraph_ends(text):
@@ -96,9 +96,10 @@ def choose_held_out(documents: Sequence[Sequence[Passage]]) -> set[bytes]:
         for passage in document:
             sizes[passage.digest] = passage.n_bytes
     total = sum(sizes.values())
+    least = 2 * STRETCH // 1000
     if total < 2 * STRETCH:
         raise DataError(
-            f"expected at least {2 * STRETCH // 1000} kB of text (half to learn from, half to hold out), got {total:,} bytes.",
+            f"expected at least {least} kB of text (to hold out and to learn from), got {total:,} different bytes.",
             "Add text, or name the text to measure on with --val.",
         )
     target = min(max(STRETCH, total // SHARE), MOST - 2 * LARGEST)

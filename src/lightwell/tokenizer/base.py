@@ -36,10 +36,6 @@ class Tokenizer(ABC):
     def encode_array(self, text: str) -> np.ndarray:
         """The ids of a text, uint32; fast for large texts. Raises TokenizerError for text with a lone surrogate."""
 
-    def encode_arrays(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """`encode_array` of each text."""
-        return [self.encode_array(text) for text in texts]
-
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
         """All there is to this tokenizer, as what `save` writes."""
@@ -47,6 +43,10 @@ class Tokenizer(ABC):
     def encode(self, text: str) -> list[int]:
         """The ids of a text, never the separator's. Raises TokenizerError for text with a lone surrogate."""
         return self.encode_array(text).tolist()
+
+    def encode_arrays(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The ids of several texts, each uint32; in parallel where that helps."""
+        return [self.encode_array(text) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of some ids. Bytes that are not UTF-8 (half a character) become U+FFFD, separators nothing."""
