@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
 from lightwell.glass import formula as formulas
 from lightwell.glass.call import Call, Path, tensors_of, written_arguments
+from lightwell.glass.index_map import aligned
 from lightwell.glass.rule import Rule
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -81,6 +82,119 @@ def complaints(got: dict[Path, Tensor], wanted: dict[Path, Tensor], tolerance: f
         elif not torch.allclose(have, want, rtol=tolerance, atol=tolerance, equal_nan=True):
             found.append(f"{path}: off by {(have - want).abs().max().item():.3g}\n{have}\n{want}")
     return found
+
+
+def jacobian(rule: Rule, call: Call, output: int = 0) -> dict[Path, Tensor]:
+    """The row's Jacobian of one output: {path: (shape of the output, shape of the input)}."""
+    z = call.outputs[output]
+    rows = [rule.row(call, out, output) for out in places(z)]
+    paths = dict.fromkeys(path for row in rows for path in row)
+    return {path: torch.stack([row[path] for row in rows]).reshape(*z.shape, *call.get(path).shape) for path in paths}
+
+
+def places(x: Tensor) -> list[tuple[int, ...]]:
+    """All indices of a tensor."""
+    return list(itertools.product(*(range(n) for n in x.shape)))
+
+
+def measured_jacobian(call: Call, path: Path, output: int = 0, step: float = 1e-5) -> Tensor:
+    """The same by central differences: run the operation twice for each input element."""
+    x = call.get(path)
+    columns = []
+    for place in places(x):
+        shifted = []
+        for sign in (1, -1):
+            moved = x.clone()
+            moved[place] += sign * step
+            shifted.append(call.replay({path: moved})[output])
+        columns.append((shifted[0] - shifted[1]) / (2 * step))
+    return torch.stack(columns, -1).reshape(*call.outputs[output].shape, *x.shape)
+
+
+def check_by_differences(rule: Rule, call: Call, output: int = 0) -> list[str]:
+    """The row's local derivatives are what one measures by moving each input element a little."""
+    by_rule = jacobian(rule, call, output)
+    wanted = {path: measured_jacobian(call, path, output) for path in by_rule}
+    return complaints(by_rule, wanted, 1e-6)
+
+
+def check_formula(rule: Rule, call: Call) -> list[str]:
+    """The row's plain formula, read and computed, is what its code computes; and nothing is left without a formula."""
+    symbols, letters, stated, found = rule.symbols(call), rule.paths(call), set(), []
+    for equation in formulas.parse(rule.formula):
+        path, output = letters[equation.of], int(equation.output[1:] or 0)
+        value = call.get(path)
+        if not (isinstance(value, list) or (isinstance(value, Tensor) and value.is_floating_point())):
+            continue
+        stated.add(path)
+        by_rule = jacobian(rule, call, output)
+        z = call.outputs[output]
+        if isinstance(value, list):
+            have = torch.stack([by_rule[(*path, i)] for i in range(len(value))], z.dim())
+        else:
+            have = by_rule.get(path, torch.zeros(*z.shape, *value.shape, dtype=torch.float64))
+        want = equation.evaluate(symbols)
+        if equation.rows is None:
+            want = _diagonal(want.expand(z.shape), value)
+        found += complaints({path: have.reshape(want.shape)}, {path: want}, 1e-10)
+    missing = {path[:1] for path in jacobian(rule, call)} - stated
+    return found + [f"{path}: has a gradient and no formula" for path in missing]
+
+
+def _diagonal(slopes: Tensor, x: Tensor) -> Tensor:
+    """Slopes element by element as a whole Jacobian."""
+    full = torch.zeros(*slopes.shape, *x.shape, dtype=torch.float64)
+    for out in places(slopes):
+        full[out + aligned(x, out)] = slopes[out]
+    return full
+
+
+def check_index_map(rule: Rule, draw: Callable[[int], Call], output: int = 0, most: int = 60) -> list[str]:
+    """An output element reads exactly those input elements that can change it.
+
+    `draw(seed)` is the same call with other real numbers. Each input element in turn takes its value from the next
+    draw; which outputs change is collected until it is all that the row states, or `most` draws have not shown it.
+    """
+    call = draw(0)
+    z = call.outputs[output]
+    stated = {path: torch.zeros(*z.shape, *x.shape, dtype=torch.bool) for path, x in call.float_inputs().items()}
+    for out in places(z):
+        for path, read in rule.index_map(call, out).items():
+            for place in read.tolist():
+                stated[path][(*out, *place)] = True
+    seen = {path: torch.zeros_like(read) for path, read in stated.items()}
+    for seed in range(most):
+        call, other = draw(seed), draw(seed + 1)
+        for path, x in call.float_inputs().items():
+            for place in places(x):
+                changed = x.clone()
+                changed[place] = other.get(path)[place]
+                z, before = call.replay({path: changed})[output], call.outputs[output]
+                seen[path][(..., *place)] |= (z - before).abs() > 1e-12 if z.is_floating_point() else z != before
+        if all(torch.equal(stated[path], seen[path]) for path in stated):
+            return []
+    wrong = {path: (stated[path] != seen[path]).nonzero() for path in stated}
+    return [f"{path}: stated and measured differ at (output, input) {where.tolist()}" for path, where in wrong.items()]
+
+
+def mutations(rule: Rule, call: Call, output: int = 0) -> Iterator[tuple[str, Rule]]:
+    """The row with one gradient wrong: 1% too large, of the wrong sign, transposed where that is another gradient."""
+    changes = {"factor 1.01": lambda g: g * 1.01, "sign": lambda g: -g, "transposed": lambda g: g.mT}
+    for path, slopes in jacobian(rule, call, output).items():
+        if not slopes.any():
+            continue
+        square = call.get(path).dim() >= 2 and slopes.shape[-1] == slopes.shape[-2]
+        for name, change in changes.items():
+            if name != "transposed" or (square and not torch.equal(slopes, slopes.mT)):
+                yield f"{name} at {path}", replace(rule, backward=_with_change(rule, path, change))
+
+
+def _with_change(rule: Rule, path: Path, change: Callable[[Tensor], Tensor]) -> Callable[..., dict[Path, Tensor]]:
+    def backward(call: Call, upstream: list[Tensor | None]) -> dict[Path, Tensor]:
+        gradients = rule.backward(call, upstream)
+        return gradients | {path: change(gradients[path])} if path in gradients else gradients
+
+    return backward
 
 
 def check_against_autograd(rule: Rule, call: Call, seed: int = 0, tolerance: float = 1e-9) -> list[str]:

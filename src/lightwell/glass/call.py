@@ -51,7 +51,7 @@ def written_arguments(op: OpOverload) -> frozenset[str]:
 
 @cache
 def is_random(op: OpOverload) -> bool:
-    """Whether a rerun would draw other numbers, or find other leftovers in fresh memory."""
+    """Whether a rerun may draw other numbers, or find other leftovers in fresh memory."""
     return torch.Tag.nondeterministic_seeded in op.tags or base_name(op).startswith(("empty", "new_empty"))
 
 
@@ -130,7 +130,7 @@ class Call:
         with _disable_current_modes(), torch.no_grad():
             if call.name in RECOMPUTE:
                 return RECOMPUTE[call.name](call, self)
-            if is_random(call.op):
+            if is_random(call.op) and self.named().get("dropout_p") != 0:
                 return call.outputs
             return call.rerun()
 

@@ -9,7 +9,7 @@ A formula is text that a person reads and this file can check:
 Arithmetic is written as in Python. A statement in brackets is 1 where it holds, else 0 (Iverson's bracket), and 0
 times anything is 0, so `[x>0] * log(x)` is 0 for negative x. `sum[k](...)` adds over all k that the tensors indexed by
 k have, `sum[k<n](...)` over the first n. An element read outside its tensor is 0. `with t = ...`
-names a part: "dz/dx = 1 - t**2 with t = tanh(x)". Several equations are separated by ";". Nothing here is ever
+names a part: "dz/dx = 1 - t**2 with t = tanh(x)"; `len(x)` is the number of elements. Several equations are separated by ";". Nothing here is ever
 executed: the text is parsed to a tree, and the tree is walked.
 
 Source of the bracket: Knuth 1992, "Two notes on notation".
@@ -43,8 +43,9 @@ _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "min": torch.minimum,
     "max": torch.maximum,
     "inv": torch.linalg.inv,
-    "len": lambda x: torch.tensor(float(x.shape[0])),
-    "size": lambda x, d: torch.tensor(float(x.shape[int(d)])),
+    "triu": torch.triu,
+    "len": lambda x: torch.tensor(x.numel(), dtype=torch.float64),
+    "size": lambda x, d: torch.tensor(x.shape[int(d)], dtype=torch.float64),
 }
 _CONSTANTS = {"pi": math.pi, "inf": math.inf}
 _BINARY: dict[type, Callable[[Any, Any], Any]] = {
@@ -52,7 +53,7 @@ _BINARY: dict[type, Callable[[Any, Any], Any]] = {
     ast.Sub: lambda a, b: a - b,
     ast.Mult: lambda a, b: a * b,
     ast.Div: lambda a, b: a / b,
-    ast.Pow: lambda a, b: a**b,
+    ast.Pow: lambda a, b: torch.as_tensor(a, dtype=torch.float64) ** b,
     ast.Mod: lambda a, b: torch.remainder(torch.as_tensor(a), b),
     ast.FloorDiv: lambda a, b: torch.div(torch.as_tensor(a), b, rounding_mode="floor"),
 }
@@ -93,7 +94,7 @@ class Equation:
         shapes = [*_last(symbols[self.output].shape, self.rows), *_last(symbols[self.of].shape, self.columns)]
         sizes = dict(zip([*self.rows, *self.columns], shapes)) | _sum_sizes(self.value, symbols)
         order = [*self.rows, *self.columns, *(k for k in sizes if k not in self.rows + self.columns)]
-        grid = {name: torch.arange(sizes[name]).reshape([-1 if n == name else 1 for n in order]) for name in order}
+        grid = {name: torch.arange(sizes[name], dtype=torch.float64).reshape([-1 if n == name else 1 for n in order]) for name in order}
         entries = torch.as_tensor(_Walk(symbols, grid).value(self.value), dtype=torch.float64)
         free = len(self.rows) + len(self.columns)
         full = entries.expand([*shapes, *[1] * (len(order) - free)])
@@ -104,7 +105,7 @@ class Equation:
         rank = max((x.dim() for x in symbols.values() if isinstance(x, Tensor)), default=0)
         sizes = _sum_sizes(self.value, symbols)
         places = {name: [-1 if n == name else 1 for n in sizes] + [1] * rank for name in sizes}
-        grid = {name: torch.arange(size).reshape(places[name]) for name, size in sizes.items()}
+        grid = {name: torch.arange(size, dtype=torch.float64).reshape(places[name]) for name, size in sizes.items()}
         value = torch.as_tensor(_Walk(symbols, grid).value(self.value), dtype=torch.float64)
         return value.reshape(value.shape[len(sizes) :])
 
@@ -207,10 +208,10 @@ def _sum_sizes(tree: ast.expr, symbols: Mapping[str, Any]) -> dict[str, int]:
     sizes = {_summed(s): int(_Walk(symbols, {}).value(s.slice.comparators[0])) for s in sums if _bounded(s)}
     summed = {_summed(s) for s in sums} - set(sizes)
     for node in subscripts:
-        if isinstance(node.value, ast.Name) and node.value.id in symbols:
-            for index, size in zip(_indices(node), _last(symbols[node.value.id].shape, _indices(node))):
-                if isinstance(index, ast.Name) and index.id in summed:
-                    sizes[index.id] = size
+        names = [i.id if isinstance(i, ast.Name) else "" for i in _indices(node)]
+        if isinstance(node.value, ast.Name) and node.value.id in symbols and summed.intersection(names):
+            shape = _last(symbols[node.value.id].shape, names)
+            sizes |= {name: n for name, n in zip(names, shape) if name in summed}
     return sizes
 
 

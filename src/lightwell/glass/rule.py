@@ -46,7 +46,7 @@ class Rule:
     backward   (call, upstream gradient of each output) -> gradient of each differentiable input, by its path
     formula    the same as plain text, read by `glass.formula`: "dz/dx = z * (1 - z)"; several are separated by ";"
     latex      the formula in LaTeX
-    sentence   key of the sentence that says it in words (`glass.sentences`)
+    sentence   key of the sentence that says it in words (`glass.wording.say`)
     index_map  (call, index of an output element) -> input elements that it is computed from, {path: int64 (n, rank)}
     symbols    call -> the value of each letter in the formula
     paths      call -> where among its arguments each letter sits
@@ -99,23 +99,23 @@ def rule(
     reads: IndexMap = elementwise,
     kind: Kind = "derivative",
     kink: str = "",
-    latex: str | None = None,
+    says: str = "",
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Enter a function into the table under one or several names: "mul", or "max.dim" for one overload alone.
 
-    The first name is that of the sentence. `reads` is the index map; LaTeX is made from the formula unless given.
+    `reads` is the index map, `says` the key of the sentence in texts/<language>/rules.toml (left out: the first name).
     """
 
     def enter(function: Callable[..., Any]) -> Callable[..., Any]:
         binding = _Binding(function)
-        text = formulas.to_latex(formula) if latex is None else latex
+        key = (says or names[0]).replace(".", "_")
         for name in names:
             RULES[name] = Rule(
                 name=name,
                 backward=binding.backward,
                 formula=formula,
-                latex=text,
-                sentence=f"rules.{names[0]}",
+                latex=formulas.to_latex(formula),
+                sentence=f"rules.{key}",
                 index_map=binding.sloped if reads is linear else reads,
                 symbols=binding.symbols,
                 paths=binding.paths,
@@ -183,9 +183,11 @@ class _Binding:
         return {path: slope.nonzero() for path, slope in self.backward(call.to(torch.float64), upstream).items()}
 
     def symbols(self, call: Call) -> dict[str, Any]:
-        inputs, options = self._bind(call)
+        """Arguments by their letters, all options by the schema's names, outputs as z = z0, z1, ..."""
+        inputs, _ = self._bind(call)
+        options = {name: value for name, value in call.named().items() if name not in self._names(call).values()}
         outputs = {"z": call.outputs[0]} | {f"z{i}": output for i, output in enumerate(call.outputs)}
-        letters = {**inputs, **options, **outputs}
+        letters = {**options, **inputs, **outputs}
         return {name: "none" if value is None else _stacked(value) for name, value in letters.items()}
 
     def paths(self, call: Call) -> dict[str, Path]:

@@ -169,7 +169,7 @@ def cat(dz, x, *, dim=0):
     return gradients
 
 
-@rule("native_dropout", formula="dz/dx = z1 / (1 - p)")
+@rule("native_dropout", formula="dz/dx = z1 / (1 - p)", reads=linear)
 def native_dropout(dz, x, p, *, zs, train=True):
     return dz * zs[1] / (1 - p) if p < 1 else dz * 0
 
@@ -230,8 +230,8 @@ def embedding(dz, w, index, *, padding_idx=-1, scale_grad_by_freq=False):
     return torch.zeros_like(w).index_add(0, rows, gradients.to(w.dtype))
 
 
-# 8. Normalisation: a row is moved and scaled by its own statistics, so each element also speaks through those. The
-#    statistics are the further outputs: the mean z1 and the reciprocal deviation z2 (RMSNorm has the latter alone, z1).
+# 8. Normalisation: a row is moved and scaled by its own statistics, so each element also speaks through those. They are
+#    the further outputs: the mean z1 and the reciprocal deviation z2. (RMSNorm is made of pow, mean, rsqrt and mul.)
 
 
 def normalized_dims(call):
@@ -252,20 +252,6 @@ def native_layer_norm(dz, x, w, b, *, normalized_shape, eps):
     dh = dz if w is None else dz * w
     dx = r * (dh - dh.mean(dims, keepdim=True) - h * (dh * h).mean(dims, keepdim=True))
     return dx, dz * h, dz
-
-
-@rule(
-    "_fused_rms_norm",
-    formula="dz[i]/dx[j] = w[i] * z1[0] * ([i=j] - x[i] * x[j] * z1[0]**2 / len(x)); dz[i]/dw[j] = [i=j] * x[i] * z1[0]",
-    reads=last_dims(normalized_dims),
-)
-def rms_norm(dz, x, w, *, normalized_shape, eps=None):
-    dims = list(range(-len(normalized_shape), 0))
-    eps = torch.finfo(x.dtype).eps if eps is None else eps
-    r = (x.square().mean(dims, keepdim=True) + eps).rsqrt()
-    h = x * r
-    dh = dz if w is None else dz * w
-    return r * (dh - h * (dh * h).mean(dims, keepdim=True)), dz * h
 
 
 # 9. Softmax: the elements of a row compete for a sum of 1, so raising one lowers all others.
@@ -353,6 +339,7 @@ def attention_backward(dz, q, k, v, is_causal, mask, scale, dropout_p):
 # The table goes on by families; importing a file enters its rows.
 
 from lightwell.glass import (  # noqa: E402
+    replays,  # noqa: F401
     rules_activations,  # noqa: F401
     rules_arithmetic,  # noqa: F401
     rules_convolution,  # noqa: F401

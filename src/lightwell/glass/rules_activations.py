@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightwell.glass.call import RECOMPUTE, Call, Path
-from lightwell.glass.index_map import Index
+from lightwell.glass.call import Call, Path
+from lightwell.glass.index_map import Index, first_elementwise
 from lightwell.glass.rule import rule
 
 
@@ -92,18 +92,10 @@ def threshold(dz, x, *, threshold):
     return dz * (x > threshold)
 
 
-@rule("rrelu_with_noise", formula="dz/dx = [x > 0] + [x <= 0] * z / x", kink="x = 0")
+@rule("rrelu_with_noise", formula="dz/dx = [x > 0] + [x <= 0] * z / x", kink="x = 0", reads=first_elementwise)
 def rrelu(dz, x, *, z):
     """The slope drawn at random for a negative element can be read from its output."""
     return torch.where(x > 0, dz, dz * z / torch.where(x == 0, 1.0, x))
-
-
-def _slopes_again(call: Call, captured: Call) -> tuple[Tensor, ...]:
-    before, x = captured.named()["self"], call.named()["self"]
-    return (torch.where(before > 0, x, x * captured.outputs[0] / torch.where(before == 0, 1.0, before)),)
-
-
-RECOMPUTE["rrelu_with_noise"] = _slopes_again
 
 
 def _halves(call: Call, out: Index) -> dict[Path, Tensor]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from lightwell.glass.call import Call, Path
 from lightwell.glass.index_map import Index
 from lightwell.glass.rule import linear, rule
+from lightwell.glass.shapes import separable
 
 Taps = list[tuple[int, int]]  # (place in the kernel, place in the input)
 
@@ -116,13 +117,12 @@ def _window_matrix(starts: Sequence[int], ends: Sequence[int], size: int) -> Ten
     return torch.stack([((max(s, 0) <= place) & (place < e)).double() for s, e in zip(starts, ends)])
 
 
-@rule(
-    "avg_pool2d",
-    "avg_pool3d",
-    formula="dz[i,j]/dx[k,l] = [0 <= k - i * stride[0] + padding[0] < kernel_size[0]]"
-    " * [0 <= l - j * stride[1] + padding[1] < kernel_size[1]] / (kernel_size[0] * kernel_size[1])",
-    reads=linear,
-)
+def _averaged(i: str, j: str, d: int) -> str:
+    return f"[0 <= {j} - {i} * stride[{d}] + padding[{d}] < kernel_size[{d}]] / kernel_size[{d}]"
+
+
+@rule("avg_pool2d", formula=separable(2, _averaged), reads=linear, says="avg_pool")
+@rule("avg_pool3d", formula=separable(3, _averaged), reads=linear, says="avg_pool")
 def avg_pool(dz, x, *, call, kernel_size, stride, padding, count_include_pad=True, divisor_override=None):
     dims = 3 if call.name == "avg_pool3d" else 2
     matrices = []
@@ -141,16 +141,18 @@ def _adaptive_windows(size: int, outputs: int) -> tuple[list[int], list[int]]:
     return [o * size // outputs for o in range(outputs)], [-(-(o + 1) * size // outputs) for o in range(outputs)]
 
 
-@rule(
-    "_adaptive_avg_pool2d",
-    "_adaptive_avg_pool3d",
-    "adaptive_avg_pool1d",
-    formula="dz[i,j]/dx[k,l] = [i * m // size(z, 2) <= k < i * m // size(z, 2) + h]"
-    " * [j * n // size(z, 3) <= l < j * n // size(z, 3) + w] / (h * w)"
-    " with h = -(-(i + 1) * m // size(z, 2)) - i * m // size(z, 2) with w = -(-(j + 1) * n // size(z, 3)) - j * n // size(z, 3)"
-    " with m = size(x, 2) with n = size(x, 3)",
-    reads=linear,
-)
+def _adaptive(dims: int) -> str:
+    def factor(i: str, j: str, d: int) -> str:
+        size, outputs = f"size(x, {d - dims})", f"size(z, {d - dims})"
+        start, end = f"{i} * {size} // {outputs}", f"-(-({i} + 1) * {size} // {outputs})"
+        return f"[{start} <= {j} < {end}] / ({end} - {start})"
+
+    return separable(dims, factor)
+
+
+@rule("adaptive_avg_pool1d", formula=_adaptive(1), reads=linear, says="adaptive_avg_pool")
+@rule("_adaptive_avg_pool2d", formula=_adaptive(2), reads=linear, says="adaptive_avg_pool")
+@rule("_adaptive_avg_pool3d", formula=_adaptive(3), reads=linear, says="adaptive_avg_pool")
 def adaptive_avg_pool(dz, x, *, output_size):
     matrices = [
         _window_matrix(*_adaptive_windows(size, n), size)
@@ -242,40 +244,43 @@ def _linear_matrix(size: int, outputs: int, scale: float | None, align_corners: 
     return (1 - (place[:, None] - torch.arange(size)).abs()).clamp(min=0)
 
 
-@rule(
-    "upsample_nearest1d",
-    "upsample_nearest2d",
-    "upsample_nearest3d",
-    formula="dz[i]/dx[j] = [j = i * size(x, 2) // size(z, 2)]",
-    reads=linear,
-)
+def _nearest(dims: int) -> str:
+    return separable(dims, lambda i, j, d: f"[{j} = {i} * size(x, {d - dims}) // size(z, {d - dims})]")
+
+
+@rule("upsample_nearest1d", formula=_nearest(1), reads=linear, says="upsample_nearest")
+@rule("upsample_nearest2d", formula=_nearest(2), reads=linear, says="upsample_nearest")
+@rule("upsample_nearest3d", formula=_nearest(3), reads=linear, says="upsample_nearest")
 def upsample_nearest(dz, x, *, call):
     dims = x.dim() - 2
     sizes = zip(x.shape[2:], dz.shape[2:], _scales(call, dims))
     return _separable(dz, [_nearest_matrix(*size, shift=0) for size in sizes])
 
 
-@rule(
-    "_upsample_nearest_exact1d",
-    "_upsample_nearest_exact2d",
-    "_upsample_nearest_exact3d",
-    formula="dz[i]/dx[j] = [j = (2 * i + 1) * size(x, 2) // (2 * size(z, 2))]",
-    reads=linear,
-)
+def _nearest_exact(dims: int) -> str:
+    return separable(dims, lambda i, j, d: f"[{j} = (2 * {i} + 1) * size(x, {d - dims}) // (2 * size(z, {d - dims}))]")
+
+
+@rule("_upsample_nearest_exact1d", formula=_nearest_exact(1), reads=linear, says="upsample_nearest_exact")
+@rule("_upsample_nearest_exact2d", formula=_nearest_exact(2), reads=linear, says="upsample_nearest_exact")
+@rule("_upsample_nearest_exact3d", formula=_nearest_exact(3), reads=linear, says="upsample_nearest_exact")
 def upsample_nearest_exact(dz, x, *, call):
     dims = x.dim() - 2
     sizes = zip(x.shape[2:], dz.shape[2:], _scales(call, dims))
     return _separable(dz, [_nearest_matrix(*size, shift=0.5) for size in sizes])
 
 
-@rule(
-    "upsample_linear1d",
-    "upsample_bilinear2d",
-    "upsample_trilinear3d",
-    formula="dz[i]/dx[j] = max(0, 1 - abs(p - j))"
-    " with p = min(max((i + 1 / 2) * size(x, 2) / size(z, 2) - 1 / 2, 0), size(x, 2) - 1)",
-    reads=linear,
-)
+def _hat(dims: int) -> str:
+    def factor(i: str, j: str, d: int) -> str:
+        size, outputs = f"size(x, {d - dims})", f"size(z, {d - dims})"
+        return f"max(0, 1 - abs(min(max(({i} + 1 / 2) * {size} / {outputs} - 1 / 2, 0), {size} - 1) - {j}))"
+
+    return separable(dims, factor)
+
+
+@rule("upsample_linear1d", formula=_hat(1), reads=linear, says="upsample_linear")
+@rule("upsample_bilinear2d", formula=_hat(2), reads=linear, says="upsample_linear")
+@rule("upsample_trilinear3d", formula=_hat(3), reads=linear, says="upsample_linear")
 def upsample_linear(dz, x, *, call, align_corners):
     dims = x.dim() - 2
     sizes = zip(x.shape[2:], dz.shape[2:], _scales(call, dims))

@@ -12,6 +12,7 @@ from lightwell.errors import TraceError
 from lightwell.glass.index_map import moved
 from lightwell.glass.rule import linear, rule
 from lightwell.glass.rules_shape import carried_back
+from lightwell.glass.shapes import separable
 
 # Picking.
 
@@ -217,26 +218,34 @@ def constant_pad(dz, x, *, pad):
     return torch.nn.functional.pad(dz, [-n for n in pad])
 
 
-@rule(
-    "reflection_pad1d",
-    "reflection_pad2d",
-    "reflection_pad3d",
-    formula="dz[n,i]/dx[m,j] = [n=m] * ([i = j + padding[0]] + [0 < j and i = padding[0] - j]"
-    " + [j < size(x, 1) - 1 and i = 2 * (size(x, 1) - 1) - j + padding[0]])",
-    reads=moved,
-)
-def reflection_pad(dz, x, *, call):
-    return carried_back([dz], call)
+def _pad(dims: int, d: int) -> str:
+    """How much stands before the input along dimension d; PyTorch counts the last dimension first."""
+    return f"padding[{2 * (dims - 1 - d)}]"
 
 
-@rule(
-    "replication_pad1d",
-    "replication_pad2d",
-    "replication_pad3d",
-    formula="dz[n,i]/dx[m,j] = [n=m] * [j = min(max(i - padding[0], 0), size(x, 1) - 1)]",
-    reads=moved,
-)
-def replication_pad(dz, x, *, call):
+def _mirrored(dims: int) -> str:
+    def factor(i: str, j: str, d: int) -> str:
+        start, last = _pad(dims, d), f"(size(x, {d - dims}) - 1)"
+        inside, before = f"[{i} = {j} + {start}]", f"[0 < {j} and {i} = {start} - {j}]"
+        return f"({inside} + {before} + [{j} < {last} and {i} = 2 * {last} - {j} + {start}])"
+
+    return separable(dims, factor)
+
+
+def _continued(dims: int) -> str:
+    def factor(i: str, j: str, d: int) -> str:
+        return f"[{j} = min(max({i} - {_pad(dims, d)}, 0), size(x, {d - dims}) - 1)]"
+
+    return separable(dims, factor)
+
+
+@rule("reflection_pad1d", formula=_mirrored(1), reads=moved, says="reflection_pad")
+@rule("reflection_pad2d", formula=_mirrored(2), reads=moved, says="reflection_pad")
+@rule("reflection_pad3d", formula=_mirrored(3), reads=moved, says="reflection_pad")
+@rule("replication_pad1d", formula=_continued(1), reads=moved, says="replication_pad")
+@rule("replication_pad2d", formula=_continued(2), reads=moved, says="replication_pad")
+@rule("replication_pad3d", formula=_continued(3), reads=moved, says="replication_pad")
+def pad(dz, x, *, call):
     return carried_back([dz], call)
 
 
@@ -263,7 +272,7 @@ def pixel_unshuffle(dz, x, *, downscale_factor):
 @rule(
     "channel_shuffle",
     "native_channel_shuffle",
-    formula="dz[c,i,k]/dx[d,j,l] = [i=j and k=l and c = d % (len(x) // groups) * groups + d // (len(x) // groups)]",
+    formula="dz[c,i,k]/dx[d,j,l] = [i=j and k=l and c = d % (size(x, 1) // groups) * groups + d // (size(x, 1) // groups)]",
     reads=moved,
 )
 def channel_shuffle(dz, x, *, groups):
@@ -272,8 +281,8 @@ def channel_shuffle(dz, x, *, groups):
 
 @rule(
     "im2col",
-    formula="dz[a,b]/dx[j,k] = [j = a // kernel_size[1] + b // (size(x, 1) - kernel_size[1] + 1)"
-    " and k = a % kernel_size[1] + b % (size(x, 1) - kernel_size[1] + 1)]",
+    formula="dz[a,b]/dx[j,k] = [j = a // kernel_size[1] + b // (size(x, -1) - kernel_size[1] + 1)"
+    " and k = a % kernel_size[1] + b % (size(x, -1) - kernel_size[1] + 1)]",
     reads=linear,
 )
 def im2col(dz, x, *, kernel_size, dilation, padding, stride):
@@ -283,8 +292,8 @@ def im2col(dz, x, *, kernel_size, dilation, padding, stride):
 
 @rule(
     "col2im",
-    formula="dz[j,k]/dx[a,b] = [j = a // kernel_size[1] + b // (size(z, 3) - kernel_size[1] + 1)"
-    " and k = a % kernel_size[1] + b % (size(z, 3) - kernel_size[1] + 1)]",
+    formula="dz[j,k]/dx[a,b] = [j = a // kernel_size[1] + b // (size(z, -1) - kernel_size[1] + 1)"
+    " and k = a % kernel_size[1] + b % (size(z, -1) - kernel_size[1] + 1)]",
     reads=linear,
 )
 def col2im(dz, x, *, kernel_size, dilation, padding, stride):

@@ -184,8 +184,7 @@ def _own_triangle(call: Call, out: Index) -> dict[Path, Tensor]:
 
 @rule(
     "linalg_solve_triangular",
-    formula="dz[i,j]/da[k,l] = -[(k < l and upper) or (k > l and not upper) or (k = l and not unitriangular)]"
-    " * inv(a)[i,k] * z[l,j]; dz[i,j]/db[k,l] = [j=l] * inv(a)[i,k]",
+    formula="dz[i,j]/da[k,l] = -[k <= l] * inv(triu(a))[i,k] * z[l,j]; dz[i,j]/db[k,l] = [j=l] * inv(triu(a))[i,k]",
     reads=_own_triangle,
 )
 def solve_triangular(dz, a, b, *, z, upper, left=True, unitriangular=False):

@@ -85,7 +85,7 @@ def binary_cross_entropy_with_logits(dz, x, y, *, weight=None, pos_weight=None, 
     return dz * ((1 - y) * p - positive * y * (1 - p)), dz * (log_not_p - positive * log_p)
 
 
-@rule("soft_margin_loss", formula=f"dz/dx[i] = -y[i] * sigmoid(-y[i] * x[i]) * {_SHARE}", reads=_compared)
+@rule("soft_margin_loss", formula=f"dz/dx[i] = -target[i] * sigmoid(-target[i] * x[i]) * {_SHARE}", reads=_compared)
 def soft_margin_loss(dz, x, *, target, reduction=1):
     return -target * (-target * x).sigmoid() * _shared(dz, x, reduction)
 

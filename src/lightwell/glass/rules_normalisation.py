@@ -1,16 +1,20 @@
-"""Rules of normalisations over a batch or over groups of channels. Layer and RMS norm are in the front door.
+"""Rules of normalisations over a batch, over groups of channels, and by the root mean square alone.
 
-All are one idea: h = (x - mean) / deviation over some set of elements, then scale and shift per channel.
+All are one idea, as layer norm in the front door: h = (x - mean) / deviation over some set of elements, then scale and
+shift. RMSNorm leaves out the mean.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from lightwell.glass.call import RECOMPUTE, Call, Path
-from lightwell.glass.index_map import Index, box
+from lightwell.glass.call import Call, Path
+from lightwell.glass.index_map import Index, box, last_dims
 from lightwell.glass.rule import rule
+
 
 def _per_channel(parameter: Tensor, x: Tensor) -> Tensor:
     return parameter.reshape(1, -1, *[1] * (x.dim() - 2))
@@ -104,16 +108,19 @@ def _own_group(call: Call, out: Index) -> dict[Path, Tensor]:
     return found | {p: torch.tensor([[out[1]]]) for p, _ in parameters}
 
 
-def _without_updates(call: Call, captured: Call) -> tuple[Tensor, ...]:
-    """Run again on copies of the running statistics, which these kernels update without saying so."""
-    named = call.named()
-    running = {
-        call.path(name): named[name].clone()
-        for name in ("running_mean", "running_var")
-        if isinstance(named.get(name), Tensor)
-    }
-    return call.with_inputs(running).rerun()
-
-
-for _name in ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"):
-    RECOMPUTE[_name] = _without_updates
+@rule(
+    "_fused_rms_norm",
+    formula="dz[i]/dx[j] = w[i] * z1[0] * ([i=j] - x[i] * x[j] * z1[0]**2 / len(x)); dz[i]/dw[j] = [i=j] * x[i] * z1[0]",
+    reads=last_dims(lambda call: len(call.named()["normalized_shape"])),
+)
+def rms_norm(dzs, x, w, *, normalized_shape, eps=None):
+    dims = list(range(-len(normalized_shape), 0))
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    r = (x.square().mean(dims, keepdim=True) + eps).rsqrt()
+    h = x * r
+    dz = torch.zeros_like(x) if dzs[0] is None else dzs[0]
+    dh = dz if w is None else dz * w
+    dx = r * (dh - h * (dh * h).mean(dims, keepdim=True))
+    if dzs[1] is not None:  # somebody uses r: dr/dx = -r^2 h / n
+        dx = dx - dzs[1] * r * r * h / math.prod(normalized_shape)
+    return dx, dz * h

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightwell.errors import TraceError
 from lightwell.glass.call import Call
-from lightwell.glass.index_map import moved, nothing
+from lightwell.glass.index_map import moved
 from lightwell.glass.rule import rule
 
 
@@ -101,7 +101,7 @@ def transposed(dz, x, *, dim0, dim1):
     return dz.transpose(dim0, dim1)
 
 
-@rule("permute", "permute_copy", formula="dz[i,j,k]/dx[l,m,n] = [i=n and j=l and k=m]", reads=moved, kind="view")
+@rule("permute", "permute_copy", formula="dz[i,j,k]/dx[l,m,n] = [i=n and j=m and k=l]", reads=moved, kind="view")
 def permuted(dz, x, *, dims):
     back = sorted(range(x.dim()), key=lambda d: dims[d] % x.dim())
     return dz.permute(back)
@@ -185,7 +185,7 @@ def strided(dz, x, *, call):
     return carried_back([dz], call)
 
 
-@rule("detach", "detach_copy", formula="dz/dx = 0", reads=nothing, kind="zero")
+@rule("detach", "detach_copy", formula="dz/dx = 0", kind="zero")
 def detached(dz, x):
     """The number goes on, its gradient stops: that is what detach is for."""
     return dz * 0
