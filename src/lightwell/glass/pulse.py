@@ -1,0 +1,251 @@
+"""The pulse of a training run: every so many steps, what each layer's numbers look like, at next to no cost.
+
+What the step itself made is read where it lies: weights, gradients, updates. What happens inside the layers is found
+by a *replay* beside the step: a small part of the same batch goes through the model once more, forward and backward,
+with the random streams put back afterwards and gradients handed to nobody. So watching never changes a run, and it
+works the same for compiled, checkpointed and replicated models; the replay itself runs eagerly.
+
+Rows are (layer, name, value), layer being a parameter's name, a module's path, or "" for the whole:
+
+    weight_rms  gradient_rms  update_rms    of each parameter: root of the mean square of its elements
+    update_ratio                            update_rms / weight_rms of this step
+    activation_rms  backward_rms            of a module's output, and of the gradient that comes back to it
+    saturated                               share of elements where an activation function's slope is nearly zero
+    dead_units                              share of units whose slope was nearly zero for every token of a window
+    attention_entropy  .._entropy_lowest    of all heads, and of the lowest: 1 looks everywhere alike, 0 at one token
+    attention_score_max                     the largest attention score before the softmax, in size
+    logit_rms  logit_max                    of the model's answers
+    replay_loss                             nats per token of the replayed part
+    noise_small  noise_big                  squared gradient norm of a part of the batch, and of all of it
+    noise_small_size  noise_big_size        sequences in the part, and in the whole
+
+From the last four follows the gradient noise scale (McCandlish et al. 2018, appendix A.1; `noise_scale`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightwell.glass.watching import Seen, watch
+from lightwell.runtime.observer import Observer
+
+Row = tuple[str, str, float]
+
+SHARE = 0.01  # of training time that replays may take, by the count of tokens
+SAMPLE = 1 << 16  # elements of a parameter from which its update is measured
+WINDOW = 4  # pulses over which a unit must be dead to be called so
+SHORTEST = 16  # tokens
+
+
+class Pulse(Observer):
+    """Measures each `every` steps and hands the rows of a step to `write(step, rows)`.
+
+    loss_of     (model, ids, targets) -> mean loss with its graph, run on a part of the batch's rows and tokens
+    logits_of   (model, ids) -> the model's answers
+    autocast    the context in which training runs its forward passes
+    on_trouble  told, in a sentence, when a replay had to be left out
+
+    A batch has `ids` and `targets` of shape (B, T). Without memory for a replay its rows are left out and training goes
+    on. Models whose parameters are spread over processes are measured without a replay.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[int, list[Row]], None],
+        every: int,
+        *,
+        loss_of: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None,
+        logits_of: Callable[[nn.Module, Tensor], Tensor] | None = None,
+        autocast: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+        on_trouble: Callable[[str], None] = lambda sentence: None,
+    ) -> None:
+        self.write = write
+        self.every = every
+        self.loss_of = loss_of or mean_loss
+        self.logits_of = logits_of or (lambda model, ids: model(ids))
+        self.autocast = autocast
+        self.on_trouble = on_trouble
+        self._step: int | None = None  # the step that is wanted now, and is measured if it is due
+        self._open: tuple[int, dict[tuple[str, str], Tensor], dict[str, Tensor]] | None = None
+        self._alive: dict[str, deque[Tensor]] = {}
+
+    def wants(self, step: int) -> bool:
+        """A step that is due, and the step after it, before which the update of the first can be seen."""
+        self._step = step
+        return self._due(step) or self._open is not None
+
+    def before_forward(self, model: nn.Module, batch: Any) -> None:
+        self._close(model)
+        if self._step is None or not self._due(self._step):
+            return
+        parameters = dict(model.named_parameters())
+        values = {}
+        if not any(_is_spread(p) for p in parameters.values()):
+            values = self._replayed(model, batch, parameters)
+            self._open = self._step, values, {name: _sample(p) for name, p in parameters.items()}
+        else:
+            self._open = self._step, values, {}
+        values |= {(name, "weight_rms"): rms for name, rms in _rms_of(parameters).items()}
+
+    def after_backward(self, model: nn.Module) -> None:
+        if self._open is None or self._open[0] != self._step:
+            return
+        _, values, _ = self._open
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        rms = _rms_of(gradients)
+        values |= {(name, "gradient_rms"): value for name, value in rms.items()}
+        if ("", "noise_small") in values:
+            squares = [value.double().square() * gradients[name].numel() for name, value in rms.items()]
+            values["", "noise_big"] = torch.stack(squares).sum()
+
+    def at_end(self) -> None:
+        """The last measured step, whose update nobody saw any more."""
+        self._close(None)
+
+    def _due(self, step: int) -> bool:
+        return self.every > 0 and step % self.every == 0
+
+    def _close(self, model: nn.Module | None) -> None:
+        """Now that its update has happened: finish the open step and hand its rows on."""
+        if self._open is None:
+            return
+        step, values, before = self._open
+        self._open = None
+        if model is not None:
+            parameters = dict(model.named_parameters())
+            moved = {name: _sample(parameters[name]) - old for name, old in before.items() if name in parameters}
+            for name, update in _rms_of(moved).items():
+                values[name, "update_rms"] = update
+                values[name, "update_ratio"] = update / _rms(before[name]).clamp(min=1e-30)
+        self.write(step, _rows(values))
+
+    def _replayed(
+        self, model: nn.Module, batch: Any, parameters: Mapping[str, nn.Parameter]
+    ) -> dict[tuple[str, str], Tensor]:
+        """Everything that a part of the batch shows on its way through the model and back."""
+        device = next(iter(parameters.values())).device
+        ids, targets = self._part(batch.ids).to(device), self._part(batch.targets).to(device)
+        try:
+            with untouched(model), self.autocast():
+                return self._measure(model, ids, targets, parameters, batch.ids.shape)
+        except torch.OutOfMemoryError:
+            self.on_trouble(
+                "There is not enough memory to look inside the layers; only weights and gradients are watched."
+            )
+            return {}
+
+    def _measure(
+        self, model: nn.Module, ids: Tensor, targets: Tensor, parameters: Mapping[str, nn.Parameter], whole: torch.Size
+    ) -> dict[tuple[str, str], Tensor]:
+        with torch.enable_grad():
+            with watch(model) as seen:
+                loss = self.loss_of(model, ids, targets)
+            used = [p for p in parameters.values() if p.requires_grad]
+            gradients = torch.autograd.grad(loss, used, allow_unused=True)
+        values = {("", "replay_loss"): loss.detach()} | self._inside(seen)
+        if ids.numel() < whole.numel():
+            norms = torch._foreach_norm([g for g in gradients if g is not None])
+            values["", "noise_small"] = torch.stack([norm.double().square() for norm in norms]).sum()
+            values["", "noise_small_size"] = loss.new_tensor(ids.numel() / whole[1])
+            values["", "noise_big_size"] = loss.new_tensor(whole[0])
+        with torch.no_grad():
+            logits = self.logits_of(model, ids[:1, : 4 * SHORTEST]).float()
+        values["", "logit_rms"], values["", "logit_max"] = _rms(logits), logits.abs().max()
+        return values
+
+    def _inside(self, seen: Seen) -> dict[tuple[str, str], Tensor]:
+        values = dict(seen.values)
+        for layer, alive in seen.alive.items():
+            window = self._alive.setdefault(layer, deque(maxlen=WINDOW))
+            if window and window[0].shape != alive.shape:
+                window.clear()
+            window.append(alive)
+            if len(window) == WINDOW:
+                values[layer, "dead_units"] = (~torch.stack(list(window)).any(0)).float().mean()
+        return values
+
+    def _part(self, rows: Tensor) -> Tensor:
+        """So many rows, or so many tokens of one if even that is too much, that replays take their SHARE of time."""
+        B, T = rows.shape
+        affordable = SHARE * self.every * B
+        n_rows = min(max(1, int(affordable)), max(1, B // 2), 8)
+        n_tokens = T if affordable >= 1 else min(T, max(SHORTEST, int(T * affordable)))
+        return rows[:n_rows, :n_tokens]
+
+
+def mean_loss(model: nn.Module, ids: Tensor, targets: Tensor) -> Tensor:
+    """The mean loss of one of Lightwell's models, which give the sum and the count."""
+    loss_sum, n_targets = model(ids, targets)
+    return loss_sum / n_targets.clamp(min=1)
+
+
+@contextlib.contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Random streams and the model's buffers (the running means of a batch norm) are put back at the end."""
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=cuda):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, buffer in model.named_buffers():
+                    buffer.copy_(buffers[name])
+
+
+def noise_scale(small: Sequence[float], big: Sequence[float], small_size: float, big_size: float) -> float | None:
+    """The batch size, in sequences, at which noise and signal of the gradient are equal; None if the noise hides it.
+
+    small, big: squared gradient norms at the two batch sizes, of many steps. Each pair gives an unbiased but noisy
+    estimate of |G|^2 and of the trace of the noise; only the ratio of their means is worth something.
+    """
+    if not small or small_size >= big_size:
+        return None
+    mean_small, mean_big = sum(small) / len(small), sum(big) / len(big)
+    signal = (big_size * mean_big - small_size * mean_small) / (big_size - small_size)
+    noise = (mean_small - mean_big) / (1 / small_size - 1 / big_size)
+    return noise / signal if signal > 0 and noise > 0 else None
+
+
+def _rows(values: Mapping[tuple[str, str], Tensor]) -> list[Row]:
+    """All numbers in one wait for the device. One that is not finite stays so: it is the news."""
+    if not values:
+        return []
+    numbers = torch.stack([value.detach().double().to("cpu", non_blocking=True) for value in values.values()])
+    return [(layer, name, float(number)) for (layer, name), number in zip(values, numbers.tolist(), strict=True)]
+
+
+def _rms_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The root mean square of many tensors in a few kernels."""
+    if not tensors:
+        return {}
+    plain = [t.detach() for t in tensors.values()]
+    norms = torch._foreach_norm(plain)
+    scaled = [_whole(n) / math.sqrt(t.numel()) for n, t in zip(norms, plain, strict=True)]
+    return dict(zip(tensors, scaled, strict=True))
+
+
+def _rms(tensor: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(tensor.detach().float()) / math.sqrt(max(1, tensor.numel()))
+
+
+def _sample(parameter: Tensor) -> Tensor:
+    """A copy of evenly spaced elements, the same ones every time; all of them if they are few."""
+    flat = parameter.detach().reshape(-1)
+    return flat[:: max(1, flat.numel() // SAMPLE)].clone()
+
+
+def _is_spread(parameter: Tensor) -> bool:
+    return hasattr(parameter, "full_tensor")
+
+
+def _whole(norm: Tensor) -> Tensor:
+    """The norm over all processes, where each holds a part."""
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
