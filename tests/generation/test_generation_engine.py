@@ -209,6 +209,48 @@ def test_ids_as_prompt_get_the_separator_once(family: str) -> None:
     assert run(model, [text], **options).ids == run(model, [ids], **options).ids == run(model, [opened], **options).ids
 
 
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "top_p", "penalised"])
+def test_bare_ids_go_on_to_the_given_length(family: str, sampling: Sampling) -> None:
+    """No separator before them, no end at one: any token of a model whose tokenizer is somebody else's."""
+    model, ids = build(family, 16), list(range(20))
+    new = Engine(model, TOKENIZER).generate_ids(ids, max_new_tokens=30, sampling=sampling, seed=4)
+    source = generator(4, "generate", 0)
+    assert new == generate_ids(model, ids, max_new_tokens=30, sampling=sampling, generator=source)
+    assert len(new) == 30
+    assert Engine(model, TOKENIZER).generate_ids(ids, max_new_tokens=0) == []
+
+
+def test_a_model_with_a_part_of_its_own_is_asked_itself(family: str) -> None:
+    """Hooks, adapters and wrapped blocks are called; the flat step is for the parts it knows."""
+    model = build(family, 16)
+    calls: list[int] = []
+    handle = model.blocks[1].mlp.down.register_forward_hook(lambda *_: calls.append(1))
+    hooked = run(model, ["abc"], max_new_tokens=5, sampling=GREEDY).ids
+    assert len(calls) == 5
+    handle.remove()
+    assert run(model, ["abc"], max_new_tokens=5, sampling=GREEDY).ids == hooked
+    assert len(calls) == 5
+
+    class Halved(type(model.blocks[0].mlp)):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) / 2
+
+    model.blocks[0].mlp.__class__ = Halved
+    assert run(model, ["abc"], max_new_tokens=9, sampling=GREEDY).ids == [naive(model, "abc", 9, GREEDY)]
+
+
+def test_a_linear_layer_of_another_class_is_used_as_it_is(family: str) -> None:
+    class Doubled(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    model = build(family, 16)
+    plain = run(model, ["abc"], max_new_tokens=9, sampling=GREEDY).ids
+    model.blocks[0].attn.qkv.__class__ = Doubled
+    doubled = run(model, ["abc"], max_new_tokens=9, sampling=GREEDY).ids
+    assert doubled == [naive(model, "abc", 9, GREEDY)] != plain
+
+
 def test_tokens_that_the_tokenizer_does_not_have_are_never_chosen(family: str) -> None:
     """A model may have a few rows more than its tokenizer has tokens, to make its head's shape round."""
     config = CONFIGS[family](32).model_copy(update={"vocab_size": 320})

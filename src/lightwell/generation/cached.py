@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lightwell.generation.mode import Model
+from lightwell.generation.step import one_token_step
 from lightwell.generation.window import window_length
 from lightwell.model.cache import KVCache
 
@@ -37,6 +38,7 @@ class CachedTexts:
         room = min(self.context_length, max(map(len, sequences)) + max_new_tokens)
         self.cache = KVCache(model.config, len(sequences), self.device, _cache_dtype(model), room)
         self.seen = [0] * len(sequences)  # how long the window of each row was when the cache last grew
+        self._step = one_token_step(model)
 
     def next_logits(self) -> Tensor:
         """The logits of the token that follows each text: (R, V). Each text must have grown since the last call."""
@@ -44,12 +46,14 @@ class CachedTexts:
         grown_by_one = all(window == seen + 1 for window, seen in zip(windows, self.seen))
         self.seen = windows
         if grown_by_one and 0 < self.cache.length < self.cache.max_length:
-            return self._logits([ids[-1:] for ids in self.sequences])
+            return self._step(torch.tensor([ids[-1:] for ids in self.sequences], device=self.device), self.cache)
         width = max(windows)
         self.cache.reset()
         if min(windows) < width:
             self.cache.start = torch.tensor([width - window for window in windows], device=self.device)
-        return self._logits([[PADDING] * (width - n) + ids[-n:] for n, ids in zip(windows, self.sequences)])
+        padded = [[PADDING] * (width - n) + ids[-n:] for n, ids in zip(windows, self.sequences)]
+        with last_position_only(self.model):
+            return self.model(torch.tensor(padded, device=self.device), cache=self.cache)[:, -1]
 
     def append(self, tokens: Sequence[int]) -> None:
         """One more token for each text."""
@@ -64,10 +68,6 @@ class CachedTexts:
         self.cache.keys, self.cache.values = self.cache.keys[:, index], self.cache.values[:, index]
         if self.cache.start is not None:
             self.cache.start = self.cache.start[index]
-
-    def _logits(self, ids: list[list[int]]) -> Tensor:
-        with last_position_only(self.model):
-            return self.model(torch.tensor(ids, device=self.device), cache=self.cache)[:, -1]
 
 
 @contextmanager

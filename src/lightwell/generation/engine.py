@@ -96,6 +96,22 @@ class Engine:
         )
         return "".join(piece for (piece,) in pieces)
 
+    def generate_ids(
+        self, ids: Sequence[int], *, max_new_tokens: int, sampling: Sampling | None = None, seed: int = 0
+    ) -> list[int]:
+        """The `max_new_tokens` tokens that follow `ids` (at least one), nothing added before them and no end but that.
+
+        Any token of the model, the separator too: what a benchmark or a comparison with another program wants. `ids`
+        may be longer than the context. Raises UserError for ids outside the vocabulary.
+        """
+        check_ids(self.model.config, torch.tensor(ids))
+        source, chosen = generator(seed, "generate", 0), sampling or Sampling()
+        with torch.inference_mode(), evaluating(self.model):
+            cached = CachedTexts(self.model, [ids], max_new_tokens)
+            for _ in range(max_new_tokens):
+                cached.append(sample(cached.next_logits(), chosen, cached.sequences, [source]).tolist())
+        return cached.sequences[0][len(ids) :]
+
     def _opened(self, prompt: Prompt, truncate: bool) -> list[int]:
         """The ids of a prompt, checked, the separator first."""
         separator_id, context_length = self.tokenizer.separator_id, self.model.config.context_length

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from lightwell.errors import UserError
 
-# keep_top_p looks at this many tokens first, and sorts the whole vocabulary only where they are not enough.
-FIRST_LOOK = 512
+# keep_top_p sorts this many of the likeliest tokens, and more only where they are not enough: at last all of them.
+LOOKS = (512, 8192)
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,14 @@ def sample(
     """
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
-    if not logits.amax(dim=-1).isfinite().all():
+    largest, likeliest = logits.max(dim=-1)
+    if not largest.isfinite().all():
         raise UserError("expected finite logits from the model, got NaN or infinity.", "Its weights are not usable.")
     if settings.repetition_penalty != 1.0:
         logits = penalise_repetition(logits, history, settings.repetition_penalty)
+        likeliest = logits.argmax(dim=-1)
     if settings.temperature == 0.0:
-        return logits.argmax(dim=-1)
+        return likeliest
     logits = apply_temperature(logits, settings.temperature)
     if settings.top_k is not None:
         logits = keep_top_k(logits, settings.top_k)
@@ -130,7 +132,7 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
         return logits
     probabilities = logits.softmax(dim=-1)
     vocab_size = logits.shape[-1]
-    for n_looked_at in (min(FIRST_LOOK, vocab_size), vocab_size):
+    for n_looked_at in sorted({*(n for n in LOOKS if n < vocab_size), vocab_size}):
         largest = probabilities.topk(n_looked_at).values.double()  # descending
         before = largest.cumsum(dim=-1) - largest  # the probability of all tokens likelier than this one
         if (before[:, -1] >= p).all():

@@ -1,0 +1,43 @@
+"""The flat step for one token, held to the model it is made from."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lightwell.config.gpt import GPTConfig, ModernConfig
+from lightwell.generation.step import one_token_step
+from lightwell.model.build import GPT
+from lightwell.model.cache import KVCache
+
+SIZES = {"vocab_size": 31, "context_length": 16, "emb_dim": 24, "n_layers": 3}
+CONFIGS = [
+    GPTConfig(**SIZES, n_heads=3),
+    GPTConfig(**SIZES, n_heads=4, qkv_bias=True, hidden_dim=20, tie_embeddings=False),
+    ModernConfig(**SIZES, n_heads=4, n_kv_heads=2, head_dim=10),
+    ModernConfig(**SIZES, n_heads=3, hidden_dim=20, tie_embeddings=False, rope_theta=50.0),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.family}-{config.n_heads}")
+@pytest.mark.parametrize("start", [None, [0, 3, 5]])
+def test_is_the_model_on_one_token(config, start: list[int] | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without padding and with rows that begin at different places; the model itself is not called."""
+    random = torch.Generator().manual_seed(0)
+    model = GPT(config, random).double().eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn(weight.shape, generator=random, dtype=weight.dtype) * 0.3)
+    ids = torch.randint(31, (3, 10), generator=random)
+    with torch.inference_mode():
+        caches = [KVCache(config, 3, dtype=torch.float64) for _ in range(2)]
+        for cache in caches:
+            cache.start = None if start is None else torch.tensor(start)
+            model(ids[:, :6], cache=cache)
+        expected = [model(ids[:, t : t + 1], cache=caches[0])[:, -1] for t in range(6, 10)]
+        step = one_token_step(model)
+        monkeypatch.setattr(type(model), "forward", None)
+        got = [step(ids[:, t : t + 1], caches[1]) for t in range(6, 10)]
+    torch.testing.assert_close(torch.stack(got), torch.stack(expected), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(caches[1].keys, caches[0].keys, rtol=1e-12, atol=1e-12)
+    assert caches[1].length == 10
