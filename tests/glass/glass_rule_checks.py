@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
 from lightwell.glass import formula as formulas
 from lightwell.glass.call import Call, Path, tensors_of, written_arguments
 from lightwell.glass.index_map import aligned
 from lightwell.glass.rule import Rule
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Recorder(TorchDispatchMode):
@@ -150,22 +151,25 @@ def _diagonal(slopes: Tensor, x: Tensor) -> Tensor:
 
 
 def check_index_map(rule: Rule, draw: Callable[[int], Call], output: int = 0, most: int = 60) -> list[str]:
-    """An output element reads exactly those input elements that can change it.
+    """An output element reads exactly those elements of the inputs it has a derivative for (if any) that can change it.
 
     `draw(seed)` is the same call with other real numbers. Each input element in turn takes its value from the next
     draw; which outputs change is collected until it is all that the row states, or `most` draws have not shown it.
     """
     call = draw(0)
     z = call.outputs[output]
-    stated = {path: torch.zeros(*z.shape, *x.shape, dtype=torch.bool) for path, x in call.float_inputs().items()}
+    paths = set(rule.row(call, places(z)[0], output)) or set(call.float_inputs())
+    inputs = {path: x for path, x in call.float_inputs().items() if path in paths}
+    stated = {path: torch.zeros(*z.shape, *x.shape, dtype=torch.bool) for path, x in inputs.items()}
     for out in places(z):
         for path, read in rule.index_map(call, out).items():
-            for place in read.tolist():
+            for place in read.tolist() if path in stated else []:
                 stated[path][(*out, *place)] = True
     seen = {path: torch.zeros_like(read) for path, read in stated.items()}
     for seed in range(most):
         call, other = draw(seed), draw(seed + 1)
-        for path, x in call.float_inputs().items():
+        for path in stated:
+            x = call.get(path)
             for place in places(x):
                 changed = x.clone()
                 changed[place] = other.get(path)[place]

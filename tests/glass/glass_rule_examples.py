@@ -11,8 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightwell.glass.call import Call
 from torch import Tensor
+
+from lightwell.glass.call import Call
 
 aten: Any = torch.ops.aten
 run = Call.run
@@ -381,4 +382,100 @@ EXAMPLES: dict[str, Callable[[Draw], Call]] = {
     "zeros_like": unary(aten.zeros_like.default),
     "gt": binary(aten.gt.Tensor),
     "argmax": unary(aten.argmax.default),
+}
+
+
+def attention(d: Draw, heads: int, groups: int, **options: Any) -> Call:
+    q, k, v = d(2, heads, 3, 2), d(2, groups, 4, 2), d(2, groups, 4, 2)
+    return run(aten._scaled_dot_product_flash_attention_for_cpu.default, q, k, v, **options)
+
+
+# The same operations in other shapes and with other options: for everything but the formulas.
+VARIANTS: dict[str, Callable[[Draw], Call]] = {
+    "add, broadcast": lambda d: run(aten.add.Tensor, d(2, 1, 3), d(4, 1)),
+    "add_, in place": lambda d: run(aten.add_.Tensor, d(2, 3), d(3)),
+    "mul, by a number": lambda d: run(aten.mul.Tensor, d(2, 3), 0.7),
+    "div, by a 0-D tensor": lambda d: run(aten.div.Tensor, d(2, 3), d.between(0.5, 2)),
+    "pow, of a number": lambda d: run(aten.pow.Scalar, 1.7, d(3)),
+    "pow, to a number": lambda d: run(aten.pow.Tensor_Scalar, d(3), 3),
+    "gelu, exact": unary(aten.gelu.default),
+    "where, broadcast": lambda d: run(aten.where.self, d.mask(3, 2), d(2), d()),
+    "cat, of three, by columns": lambda d: run(aten.cat.default, [d(2, 1), d(2, 3), d(2, 2)], 1),
+    "sum, over a dimension": lambda d: run(aten.sum.dim_IntList, d(2, 3, 2), [1]),
+    "sum, over two, kept": lambda d: run(aten.sum.dim_IntList, d(2, 3, 2), [0, -1], True),
+    "mean, over a dimension": lambda d: run(aten.mean.dim, d(2, 3, 2), [-1], True),
+    "addmm, bias broadcast": lambda d: run(aten.addmm.default, d(4), d(2, 3), d(3, 4)),
+    "embedding, of a batch": lambda d: run(aten.embedding.default, d(4, 2), d.index(4, 2, 3)),
+    "native_layer_norm, of a matrix": lambda d: run(
+        aten.native_layer_norm.default, d(2, 2, 3), [2, 3], d(2, 3), d(2, 3), 0.1
+    ),
+    "native_layer_norm, bare": lambda d: run(aten.native_layer_norm.default, d(2, 3), [3], None, None, 0.1),
+    "_softmax, of columns": lambda d: run(aten._softmax.default, d(3, 2), 0, False),
+    "nll_loss_forward, summed": lambda d: run(
+        aten.nll_loss_forward.default, d(3, 3), torch.tensor([1, -100, 0]), d.between(0.5, 1, 3), 2, -100
+    ),
+    "attention, causal": lambda d: attention(d, 2, 2, is_causal=True),
+    "attention, masked": lambda d: attention(d, 2, 2, attn_mask=torch.ones(3, 4, dtype=torch.float64).tril(1).log()),
+    "_fused_rms_norm, of rows": lambda d: run(aten._fused_rms_norm.default, d(2, 3), [3], d(3), 0.1),
+    "glu, of columns": lambda d: run(aten.glu.default, d(2, 4), -1),
+    "prod, over a dimension": lambda d: run(aten.prod.dim_int, d(2, 3), 1, True),
+    "cumprod, of columns": lambda d: run(aten.cumprod.default, d(3, 2), 0),
+    "std, over a dimension": lambda d: run(aten.std.correction, d(2, 3), [1], correction=0.5),
+    "linalg_vector_norm, Euclid, of rows": lambda d: run(aten.linalg_vector_norm.default, d(2, 3), 2, [1], True),
+    "linalg_vector_norm, largest": lambda d: run(aten.linalg_vector_norm.default, d(4), float("inf")),
+    "amax, of rows": lambda d: run(aten.amax.default, d(2, 3), [1]),
+    "max.dim, of columns": lambda d: run(aten.max.dim, d(3, 2), 0, True),
+    "mv, oblong": lambda d: run(aten.mv.default, d(2, 3), d(3)),
+    "linalg_cross, of rows": lambda d: run(aten.linalg_cross.default, d(2, 3), d(1, 3)),
+    "_linalg_solve_ex, from the right": lambda d: run(aten._linalg_solve_ex.default, d.regular(3), d(2, 3), left=False),
+    "_linalg_solve_ex, a vector": lambda d: run(aten._linalg_solve_ex.default, d.regular(3), d(3)),
+    "linalg_solve_triangular, lower, from the right": lambda d: run(
+        aten.linalg_solve_triangular.default, d.regular(3), d(2, 3), upper=False, left=False
+    ),
+    "linalg_solve_triangular, unit": lambda d: run(
+        aten.linalg_solve_triangular.default, d.regular(3), d(3, 2), upper=False, unitriangular=True
+    ),
+    "index, by two": lambda d: run(aten.index.Tensor, d(2, 3, 2), [None, d.index(3, 2, 1), d.index(2, 2)]),
+    "index_put, added": lambda d: run(aten.index_put.default, d(3), [d.index(3, 4)], d(4), True),
+    "constant_pad_nd, cut": lambda d: run(aten.constant_pad_nd.default, d(3, 3), [-1, 1, 1, 0], 0.5),
+    "mse_loss, each": lambda d: run(aten.mse_loss.default, d(2, 2), d(2, 2), 0),
+    "binary_cross_entropy_with_logits, weighted": lambda d: run(
+        aten.binary_cross_entropy_with_logits.default,
+        *(d(2, 2), d.between(0, 1, 2, 2), torch.tensor([0.5, 2.0]).double(), torch.tensor([1.5, 0.7]).double(), 2),
+    ),
+    "multi_margin_loss, squared": lambda d: run(
+        aten.multi_margin_loss.default, d(2, 3), torch.tensor([2, 0]), 2, 0.8, torch.tensor([0.5, 1, 2]).double(), 0
+    ),
+    "native_group_norm, two groups": lambda d: run(
+        aten.native_group_norm.default, d(2, 4, 2), d(4), d(4), 2, 4, 2, 2, 0.1
+    ),
+    "native_batch_norm, fixed": lambda d: run(
+        aten.native_batch_norm.default,
+        *(
+            d(2, 2, 2),
+            d(2),
+            d(2),
+            torch.tensor([0.1, 0.2]).double(),
+            torch.tensor([1.0, 2.0]).double(),
+            False,
+            0.1,
+            0.1,
+        ),
+    ),
+    "convolution, two dimensions in groups": lambda d: run(
+        aten.convolution.default, d(1, 2, 3, 3), d(2, 1, 2, 2), None, [2, 1], [1, 0], [1, 2], False, [0, 0], 2
+    ),
+    "convolution, transposed in groups": lambda d: run(
+        aten.convolution.default, d(1, 4, 3), d(4, 1, 2), d(2), [2], [1], [1], True, [1], 2
+    ),
+    "max_pool2d_with_indices, spread": lambda d: run(
+        aten.max_pool2d_with_indices.default, d(1, 4, 3), [2, 2], [1, 1], [0, 1], [2, 1], True
+    ),
+    "avg_pool2d, of what is there": lambda d: run(
+        aten.avg_pool2d.default, d(1, 3, 3), [2, 2], [2, 1], [1, 1], True, False
+    ),
+    "upsample_bilinear2d, by the corners": lambda d: run(aten.upsample_bilinear2d.default, d(1, 1, 2, 3), [3, 4], True),
+    "select, in the middle": lambda d: run(aten.select.int, d(2, 3, 2), 1, -1),
+    "split, of columns": lambda d: run(aten.split.Tensor, d(2, 5), 2, 1),
+    "copy_, broadcast": lambda d: run(aten.copy_.default, d(2, 3), d(3)),
 }

@@ -32,6 +32,23 @@ def attention_scores(
     return scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
 
 
+def attention_formula(bias: str = "") -> str:
+    """The local derivatives of attention, for one batch and head, in the language of `glass.formula`.
+
+    p_ij is exp(s_ij - z1_i): the kernels' second output z1 holds the logsumexp of each row of scores.
+    """
+
+    def p(j: str) -> str:
+        return f"exp(scale * sum[f](q[i,f] * k[{j},f])" + (f" + {bias}[i,{j}]" if bias else "") + " - z1[i])"
+
+    formula = (
+        f"dz[i,d]/dv[j,e] = [d=e] * {p('j')};"
+        f" dz[i,d]/dk[j,e] = scale * q[i,e] * {p('j')} * (v[j,d] - z[i,d]);"
+        f" dz[i,d]/dq[j,e] = [i=j] * scale * sum[m]({p('m')} * (v[m,d] - z[i,d]) * k[m,e])"
+    )
+    return formula + (f"; dz[i,d]/d{bias}[n,j] = [i=n] * {p('j')} * (v[j,d] - z[i,d])" if bias else "")
+
+
 def attention_probabilities(call: Call) -> Tensor:
     """The probabilities (B, H, T, S) inside a fused attention call; a row that may see nothing is all 0."""
     return _scores(call).softmax(-1).nan_to_num(0.0)

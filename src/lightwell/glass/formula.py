@@ -8,9 +8,9 @@ A formula is text that a person reads and this file can check:
 
 Arithmetic is written as in Python. A statement in brackets is 1 where it holds, else 0 (Iverson's bracket), and 0
 times anything is 0, so `[x>0] * log(x)` is 0 for negative x. `sum[k](...)` adds over all k that the tensors indexed by
-k have, `sum[k<n](...)` over the first n. An element read outside its tensor is 0. `with t = ...`
-names a part: "dz/dx = 1 - t**2 with t = tanh(x)"; `len(x)` is the number of elements. Several equations are separated by ";". Nothing here is ever
-executed: the text is parsed to a tree, and the tree is walked.
+k have, `sum[k<n](...)` over the first n. An element read outside its tensor is 0. `with t = ...` names a part:
+"dz/dx = 1 - t**2 with t = tanh(x)"; `len(x)` is the number of elements. Several equations are separated by ";".
+Nothing here is ever executed: the text is parsed to a tree, and the tree is walked.
 
 Source of the bracket: Knuth 1992, "Two notes on notation".
 """
@@ -94,7 +94,7 @@ class Equation:
         shapes = [*_last(symbols[self.output].shape, self.rows), *_last(symbols[self.of].shape, self.columns)]
         sizes = dict(zip([*self.rows, *self.columns], shapes)) | _sum_sizes(self.value, symbols)
         order = [*self.rows, *self.columns, *(k for k in sizes if k not in self.rows + self.columns)]
-        grid = {name: torch.arange(sizes[name], dtype=torch.float64).reshape([-1 if n == name else 1 for n in order]) for name in order}
+        grid = {name: _along(sizes[name], [n == name for n in order]) for name in order}
         entries = torch.as_tensor(_Walk(symbols, grid).value(self.value), dtype=torch.float64)
         free = len(self.rows) + len(self.columns)
         full = entries.expand([*shapes, *[1] * (len(order) - free)])
@@ -104,8 +104,7 @@ class Equation:
         """Indices of sums come before the dimensions of the tensors."""
         rank = max((x.dim() for x in symbols.values() if isinstance(x, Tensor)), default=0)
         sizes = _sum_sizes(self.value, symbols)
-        places = {name: [-1 if n == name else 1 for n in sizes] + [1] * rank for name in sizes}
-        grid = {name: torch.arange(size, dtype=torch.float64).reshape(places[name]) for name, size in sizes.items()}
+        grid = {name: _along(size, [n == name for n in sizes] + [False] * rank) for name, size in sizes.items()}
         value = torch.as_tensor(_Walk(symbols, grid).value(self.value), dtype=torch.float64)
         return value.reshape(value.shape[len(sizes) :])
 
@@ -182,15 +181,15 @@ def _indices(node: ast.Subscript) -> list[ast.expr]:
     return list(node.slice.elts) if isinstance(node.slice, ast.Tuple) else [node.slice]
 
 
-def _bounded(over: ast.Subscript) -> bool:
-    """Whether a sum says how far it goes: sum[k<n] instead of sum[k]."""
-    return isinstance(over.slice, ast.Compare)
-
-
 def _summed(over: ast.Subscript) -> str:
     """The index that a sum runs over."""
     name = over.slice.left if isinstance(over.slice, ast.Compare) else over.slice
     return ast.unparse(name)
+
+
+def _along(size: int, own: Sequence[bool]) -> Tensor:
+    """0, 1, ..., size - 1 along the one dimension that is its own."""
+    return torch.arange(size, dtype=torch.float64).reshape([-1 if is_own else 1 for is_own in own])
 
 
 def _last(shape: Sequence[int], indices: Sequence[Any]) -> Sequence[int]:
@@ -205,7 +204,11 @@ def _sum_sizes(tree: ast.expr, symbols: Mapping[str, Any]) -> dict[str, int]:
     """The range of every index that a sum runs over: the size of the dimension that it indexes."""
     subscripts = [n for n in ast.walk(tree) if isinstance(n, ast.Subscript)]
     sums = [n.func for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Subscript)]
-    sizes = {_summed(s): int(_Walk(symbols, {}).value(s.slice.comparators[0])) for s in sums if _bounded(s)}
+    sizes = {
+        _summed(s): int(_Walk(symbols, {}).value(s.slice.comparators[0]))
+        for s in sums
+        if isinstance(s.slice, ast.Compare)
+    }
     summed = {_summed(s) for s in sums} - set(sizes)
     for node in subscripts:
         names = [i.id if isinstance(i, ast.Name) else "" for i in _indices(node)]

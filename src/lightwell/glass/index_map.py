@@ -7,6 +7,7 @@ depends on them somewhere: relu reads its input even where its slope is 0, amax 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -58,13 +59,13 @@ def along(default: Any = None, name: str = "dim") -> IndexMap:
     return index_map
 
 
-def last_dims(count: Callable[[Call], int]) -> IndexMap:
-    """Normalisations: the first input's last `count(call)` dimensions whole; scale and shift at their place."""
+def last_dims(name: str) -> IndexMap:
+    """Normalisations: the first input's last dimensions whole, as many as option `name` has; others at their place."""
 
     def index_map(call: Call, out: Index) -> dict[Path, Tensor]:
         first, *others = call.float_inputs().items()
-        kept = len(out) - count(call)
-        found = {first[0]: box(first[1], [*out[:kept], *[None] * count(call)])}
+        kept = len(out) - len(call.named()[name])
+        found = {first[0]: box(first[1], [*out[:kept], *[None] * (len(out) - kept)])}
         return found | {path: torch.tensor([out[kept:]], dtype=torch.int64) for path, _ in others}
 
     return index_map
@@ -101,19 +102,29 @@ def moved(call: Call, out: Index) -> dict[Path, Tensor]:
 
 
 def attended(call: Call, out: Index) -> dict[Path, Tensor]:
-    """Attention: its own query, the keys of all places that it may look at, those places' values in its own column."""
-    (q, _), (k, keys), (v, _), *mask = call.float_inputs().items()
+    """Attention: its own query, the keys of all places that it may look at, those places' values in its own column.
+
+    Who sees one place only looks there whatever query and key say: these two are not read.
+    """
+    named = call.named()
     batch, head, time, column = out
-    shared = call.get(q).shape[1] // keys.shape[1]
-    seen = min(time + 1, keys.shape[2]) if call.named()["is_causal"] else keys.shape[2]
-    found = {
-        q: box(call.get(q), [batch, head, time, None]),
-        k: box(keys, [batch, head // shared, None, None]),
-        v: box(call.get(v), [batch, head // shared, None, column]),
-    }
-    found = {path: places if path == q else places[places[:, 2] < seen] for path, places in found.items()}
-    for path, bias in mask:
-        found[path] = box(bias, [*aligned(bias, (batch, head, time, 0))[:-1], None])
+    q, k, v = named["query"], named["key"], named["value"]
+    group = head // (q.shape[1] // k.shape[1])
+    name = "attn_mask" if "attn_mask" in named else "attn_bias"
+    mask, seen = named.get(name), torch.ones(k.shape[2], dtype=torch.bool)
+    if named["is_causal"]:
+        seen[time + 1 :] = False
+    if mask is not None:
+        row = mask.expand(*mask.shape[:-2], q.shape[2], k.shape[2])[aligned(mask, (batch, head, time, 0))[:-1]]
+        seen &= row if row.dtype == torch.bool else row > -math.inf
+    places = seen.nonzero().flatten().tolist()
+    found = {call.path("value"): as_indices([[batch, group, place, column] for place in places], v)}
+    if len(places) > 1:
+        found[call.path("query")] = box(q, [batch, head, time, None])
+        found[call.path("key")] = torch.cat([box(k, [batch, group, place, None]) for place in places])
+        if mask is not None and mask.is_floating_point():
+            own = [aligned(mask, (batch, head, time, place)) for place in places]
+            found[call.path(name)] = as_indices(own, mask).unique(dim=0)
     return found
 
 
@@ -124,6 +135,11 @@ def box(x: Tensor, places: Sequence[int | None] | None = None) -> Tensor:
     if not ranges:
         return torch.zeros(1, 0, dtype=torch.int64)
     return torch.cartesian_prod(*ranges).reshape(-1, x.dim())
+
+
+def as_indices(places: Sequence[Sequence[int]], x: Tensor) -> Tensor:
+    """A list of indices into `x`, which may be empty, as a tensor (n, rank)."""
+    return torch.tensor(places, dtype=torch.int64).reshape(len(places), x.dim())
 
 
 def aligned(x: Tensor, out: Index) -> Index:

@@ -10,10 +10,11 @@ used in several places, changes reach L along several paths, and their products 
 
     dL/dx_i = sum over all elements j that read x_i of dL/dz_j * dz_j/dx_i
 
-What remains to know is dz/dx for each kind of operation: one row of the table below for each. A row takes `dz`, short for
-dL/dz, of the shape of z, and gives dL/dx, of the shape of x. Its formula states the local derivative alone, element by
-element if it names no indices, otherwise entry by entry; [i=j] is 1 where i equals j and else 0. `glass.rule` says what
-else a row may ask for; broadcast arguments are summed back there, once for all.
+What remains to know is dz/dx for each kind of operation: one row of the table below for each. A row takes `dz`, short
+for dL/dz, of the shape of z, and gives dL/dx, of the shape of x. Its formula states the local derivative alone, element
+by element if it names no indices, otherwise entry by entry; [i=j] is 1 where i equals j and else 0. `reads` says which
+input elements an output element depends on (left out: those at its own place). `glass.rule` says what else a row may
+ask for; broadcast arguments are summed back there, once for all.
 
 This file has the rows that GPT-2 and its modern successors are made of, in the order in which one best learns them. The
 table goes on in the side files named at the end, and docs/rules.md lists all of it. Every row is checked by finite
@@ -28,7 +29,7 @@ import math
 
 import torch
 
-from lightwell.glass.attention import attention_scores
+from lightwell.glass.attention import attention_formula, attention_scores
 from lightwell.glass.index_map import along, attended, last_dims, moved, product
 from lightwell.glass.rule import RULES, Rule, find, linear, rule
 from lightwell.glass.shapes import count, widened
@@ -187,8 +188,8 @@ def mean(dz, x, *, dim=None, keepdim=False):
     return widened(dz, x, dim, keepdim).expand_as(x) / count(x, dim)
 
 
-# 6. Matrix products z = x @ w: almost all the work of a network is here. Row i of x and column j of w meet in z_ij, so an
-#    element of x meets a whole row of w: the gradients are matrix products again, with the other factor transposed.
+# 6. Matrix products z = x @ w: almost all the work of a network is here. Row i of x and column j of w meet in z_ij, so
+#    an element of x meets a whole row of w: the gradients are matrix products again, the other factor transposed.
 
 
 @rule("mm", formula="dz[i,j]/dx[k,l] = [i=k] * w[l,j]; dz[i,j]/dw[k,l] = [j=l] * x[i,k]", reads=product("ik kj -> ij"))
@@ -217,11 +218,7 @@ def bmm(dz, x, w):
 # 7. Looking up row `index` of a table: each row collects the gradients of all places where it was used.
 
 
-@rule(
-    "embedding",
-    formula="dz[i,j]/dw[k,l] = [k = index[i] and k != padding_idx] * [j=l]",
-    reads=moved,
-)
+@rule("embedding", formula="dz[i,j]/dw[k,l] = [k = index[i] and k != padding_idx] * [j=l]", reads=moved)
 def embedding(dz, w, index, *, padding_idx=-1, scale_grad_by_freq=False):
     rows, gradients = index.reshape(-1), dz.reshape(index.numel(), *w.shape[1:])
     gradients = gradients.masked_fill((rows == padding_idx)[:, None], 0)
@@ -234,15 +231,11 @@ def embedding(dz, w, index, *, padding_idx=-1, scale_grad_by_freq=False):
 #    the further outputs: the mean z1 and the reciprocal deviation z2. (RMSNorm is made of pow, mean, rsqrt and mul.)
 
 
-def normalized_dims(call):
-    return len(call.named()["normalized_shape"])
-
-
 @rule(
     "native_layer_norm",
     formula="dz[i]/dx[j] = w[i] * z2[0] * ([i=j] - (1 + (x[i] - z1[0]) * (x[j] - z1[0]) * z2[0]**2) / len(x));"
     " dz[i]/dw[j] = [i=j] * (x[i] - z1[0]) * z2[0]; dz[i]/db[j] = [i=j]",
-    reads=last_dims(normalized_dims),
+    reads=last_dims("normalized_shape"),
 )
 def native_layer_norm(dz, x, w, b, *, normalized_shape, eps):
     dims = list(range(-len(normalized_shape), 0))
@@ -271,11 +264,7 @@ def log_softmax(dz, x, *, z, dim):
 #     that count (their number, or summed weight, is the second output z1).
 
 
-@rule(
-    "nll_loss_forward",
-    formula="dz/dx[i,c] = -[c = target[i] and target[i] != ignore_index] / z1",
-    reads=linear,
-)
+@rule("nll_loss_forward", formula="dz/dx[i,c] = -[c = target[i] and target[i] != ignore_index] / z1", reads=linear)
 def nll_loss(dz, x, *, target, weight=None, reduction=1, ignore_index=-100):
     counted = target != ignore_index
     token = target.where(counted, 0)
@@ -285,19 +274,10 @@ def nll_loss(dz, x, *, target, weight=None, reduction=1, ignore_index=-100):
     return torch.zeros_like(x).scatter(-1, token.unsqueeze(-1), (-dz * share).unsqueeze(-1))
 
 
-# 11. Attention in one kernel. Its matrix of probabilities never is in memory; here it is computed again, part by part:
-#     scores s = scale * q k^T, probabilities p = softmax(s), output z = p v. Two products and a softmax, walked backwards.
-#     In the formulas p_ij is exp(s_ij - z1_i): the kernel's second output z1 holds each row's logsumexp.
-
-
-def attention_formula(extra=""):
-    """Probabilities P(j) of place j for query i, and the three derivatives; `extra` is what else a score adds."""
-    p = {j: f"exp(scale * sum[f](q[i,f] * k[{j},f]){extra.format(j)} - z1[i])" for j in "jm"}
-    return (
-        f"dz[i,d]/dv[j,e] = [d=e] * {p['j']};"
-        f" dz[i,d]/dk[j,e] = scale * q[i,e] * {p['j']} * (v[j,d] - z[i,d]);"
-        f" dz[i,d]/dq[j,e] = [i=j] * scale * sum[m]({p['m']} * (v[m,d] - z[i,d]) * k[m,e])"
-    )
+# 11. Attention in one kernel. Its matrix of probabilities never is in memory; here it is computed again, in parts:
+#     scores s = scale * q k^T, probabilities p = softmax(s), output z = p v. Two products and a softmax, walked
+#     backwards. A value is used as much as it is attended to; a score matters by how much better its value serves than
+#     the row's average: dz_i/ds_ij = p_ij (v_j - z_i).
 
 
 @rule(
@@ -315,8 +295,7 @@ def attention(dz, q, k, v, *, is_causal=False, attn_mask=None, scale=None, dropo
     "_scaled_dot_product_efficient_attention",
     "_scaled_dot_product_cudnn_attention",
     "_scaled_dot_product_fused_attention_overrideable",
-    formula=attention_formula(" + b[i,{}]")
-    + "; dz[i,d]/db[n,j] = [i=n] * exp(scale * sum[f](q[i,f] * k[j,f]) + b[i,j] - z1[i]) * (v[j,d] - z[i,d])",
+    formula=attention_formula(bias="b"),
     reads=attended,
 )
 def biased_attention(dz, q, k, v, b, *, is_causal=False, scale=None, dropout_p=0.0):

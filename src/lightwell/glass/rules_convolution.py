@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lightwell.glass.call import Call, Path
-from lightwell.glass.index_map import Index
+from lightwell.glass.index_map import Index, as_indices
 from lightwell.glass.rule import linear, rule
 from lightwell.glass.shapes import separable
 
@@ -46,24 +46,26 @@ def _window(call: Call, out: Index) -> dict[Path, Tensor]:
     named = call.named()
     (px, x), (pw, w), *bias = call.float_inputs().items()
     dims, transposed, groups = x.dim() - 2, bool(named.get("transposed")), named["groups"]
-    options = (_each(named[name], dims) for name in ("stride", "padding", "dilation"))
-    taps = [_taps(*each, transposed) for each in zip(out[2:], x.shape[2:], w.shape[2:], *options)]
+    stride, padding, dilation = (_each(named[name], dims) for name in ("stride", "padding", "dilation"))
+    taps = [
+        _taps(out[2 + d], x.shape[2 + d], w.shape[2 + d], stride[d], padding[d], dilation[d], transposed)
+        for d in range(dims)
+    ]
     n, o = out[:2]
-    per_group_in = x.shape[1] // groups
+    per_group = x.shape[1] // groups  # input channels
     group = o // (w.shape[1] if transposed else w.shape[0] // groups)
-    channels = range(group * per_group_in, (group + 1) * per_group_in)
     found_x, found_w = [], []
-    for c, *pairs in itertools.product(channels, *taps):
-        places_w, places_x = [k for k, _ in pairs], [i for _, i in pairs]
-        found_x.append([n, c, *places_x])
-        found_w.append([c, o % w.shape[1], *places_w] if transposed else [o, c % per_group_in, *places_w])
-    found = {px: torch.tensor(found_x), pw: torch.tensor(found_w)}
+    for c, tap in itertools.product(range(group * per_group, (group + 1) * per_group), itertools.product(*taps)):
+        found_x.append([n, c, *(i for _, i in tap)])
+        channels = [c, o % w.shape[1]] if transposed else [o, c % per_group]
+        found_w.append([*channels, *(k for k, _ in tap)])
+    found = {px: as_indices(found_x, x), pw: as_indices(found_w, w)}
     return found | {path: torch.tensor([[o]]) for path, _ in bias}
 
 
 def _kernel_gradient(
     wide: Tensor, small: Tensor, w: Tensor, stride: list[int], padding: list[int], dilation: list[int]
-):
+) -> Tensor:
     """sum over the batch and places i of small_i * wide_(i * stride - padding + k * dilation), for each kernel place k.
 
     That is a convolution whose batch are the channels, and where stride and dilation have changed their roles.
@@ -182,7 +184,7 @@ def _max_window(call: Call, out: Index) -> dict[Path, Tensor]:
         options = zip(kernel, steps, _each(named["padding"], dims), _each(named["dilation"], dims))
         taps = [_taps(o, n, *each, False) for o, n, each in zip(out[-dims:], x.shape[-dims:], options)]
         places = [[i for _, i in tap] for tap in taps]
-    return {path: torch.tensor([[*out[:-dims], *own] for own in itertools.product(*places)])}
+    return {path: as_indices([[*out[:-dims], *own] for own in itertools.product(*places)], x)}
 
 
 _WINNER = "dz[i,j]/dx[k,l] = [z1[i,j] = k * size(x, 3) + l]"

@@ -1,7 +1,7 @@
 """Rules of picking, placing and rearranging: a gradient goes back to where its number came from.
 
-Reading one element in several places adds its gradients up; an element that was overwritten gets none. Indices themselves
-are whole numbers and have no derivative.
+Reading one element in several places adds its gradients up; an element that was overwritten gets none. Indices
+themselves are whole numbers and have no derivative.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def _without_reduce(reduce: str | None) -> None:
 
 @rule(
     "scatter",
-    formula="dz[i,j]/dx[k,l] = [i=k and j=l] * [0 = sum[m]([index[k,m] = l])]; dz[i,j]/dv[k,l] = [i=k and j = index[k,l]]",
+    formula="dz[i,j]/dx[k,l] = [i=k and j=l] * [0 = sum[m]([index[k,m] = l])];"
+    " dz[i,j]/dv[k,l] = [i=k and j = index[k,l]]",
     reads=moved,
 )
 def scatter(dz, x, index, v, *, dim, reduce=None):
@@ -98,7 +99,8 @@ def index_copy(dz, x, index, v, *, dim):
 
 @rule(
     "index_fill",
-    formula="dz[i,j]/dx[k,l] = [i=k and j=l] * [0 = sum[m]([index[m] = k])]; dz[i,j]/dv[] = [0 < sum[m]([index[m] = i])]",
+    formula="dz[i,j]/dx[k,l] = [i=k and j=l] * [0 = sum[m]([index[m] = k])];"
+    " dz[i,j]/dv[] = [0 < sum[m]([index[m] = i])]",
     reads=moved,
 )
 def index_fill(dz, x, index, v, *, dim):
@@ -272,7 +274,8 @@ def pixel_unshuffle(dz, x, *, downscale_factor):
 @rule(
     "channel_shuffle",
     "native_channel_shuffle",
-    formula="dz[c,i,k]/dx[d,j,l] = [i=j and k=l and c = d % (size(x, 1) // groups) * groups + d // (size(x, 1) // groups)]",
+    formula="dz[c,i,k]/dx[d,j,l] = [i=j and k=l"
+    " and c = d % (size(x, 1) // groups) * groups + d // (size(x, 1) // groups)]",
     reads=moved,
 )
 def channel_shuffle(dz, x, *, groups):
@@ -286,7 +289,7 @@ def channel_shuffle(dz, x, *, groups):
     reads=linear,
 )
 def im2col(dz, x, *, kernel_size, dilation, padding, stride):
-    size = list(x.shape[-2:])
+    size = tuple(x.shape[-2:])
     return torch.nn.functional.fold(dz, size, kernel_size, dilation, padding, stride)
 
 

@@ -110,8 +110,9 @@ def _own_group(call: Call, out: Index) -> dict[Path, Tensor]:
 
 @rule(
     "_fused_rms_norm",
-    formula="dz[i]/dx[j] = w[i] * z1[0] * ([i=j] - x[i] * x[j] * z1[0]**2 / len(x)); dz[i]/dw[j] = [i=j] * x[i] * z1[0]",
-    reads=last_dims(lambda call: len(call.named()["normalized_shape"])),
+    formula="dz[i]/dx[j] = w[i] * z1[0] * ([i=j] - x[i] * x[j] * z1[0]**2 / len(x));"
+    " dz[i]/dw[j] = [i=j] * x[i] * z1[0]",
+    reads=last_dims("normalized_shape"),
 )
 def rms_norm(dzs, x, w, *, normalized_shape, eps=None):
     dims = list(range(-len(normalized_shape), 0))

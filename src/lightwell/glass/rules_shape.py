@@ -1,7 +1,7 @@
 """Rules of views and copies: the same numbers under other indices. Backwards, each number goes back where it was.
 
-None of them computes anything, so none counts as an operation with a derivative; but a gradient must pass through all of
-them, and a reader can follow it.
+None of them computes anything, so none counts as an operation with a derivative; but a gradient must pass through all
+of them, and a reader can follow it.
 """
 
 from __future__ import annotations
