@@ -127,10 +127,9 @@ def main() -> None:
         return
     print(common.machine())
     for name in SHAPES:
+        options = ("--nanogpt", args.nanogpt, "--threads", str(args.threads), "--side")
         sides = {
-            side: lambda side=side: common.run_side(
-                __file__, "--nanogpt", args.nanogpt, "--threads", str(args.threads), "--side", side, name
-            )
+            side: lambda side=side, name=name, options=options: common.run_side(__file__, *options, side, name)
             for side in ("lightwell auto", "lightwell float32", "nanogpt eager", "nanogpt compiled")
         }
         found = common.in_turns(sides, args.rounds)
@@ -140,7 +139,8 @@ def main() -> None:
         for side, rate in rates.items():
             share = ""
             if side.startswith("lightwell"):
-                share = f"  {common.median(found[side], 'share_of_float32_peak'):.0%} of float32 peak ({found[side][0]['dtype']})"
+                of_peak = common.median(found[side], "share_of_float32_peak")
+                share = f"  {of_peak:.0%} of float32 peak ({found[side][0]['dtype']})"
             print(f"  {side:20} {rate:8,.0f} tokens/s  {rate / best:5.2f} x the better nanoGPT{share}")
 
 

@@ -66,9 +66,8 @@ def main() -> None:
             sides[name] = lambda name=name, options=options: common.run_side(args.peer, name, *options, timeout=3600)
     found = common.in_turns(sides, args.rounds)
     for side, rows in found.items():
-        print(
-            f"  {side:12} {common.median(rows, 'bits_per_byte'):.4f} bits per byte  ({common.median(rows, 'seconds'):.0f} s)"
-        )
+        bits, seconds = common.median(rows, "bits_per_byte"), common.median(rows, "seconds")
+        print(f"  {side:12} {bits:.4f} bits per byte  ({seconds:.0f} s)")
 
 
 if __name__ == "__main__":

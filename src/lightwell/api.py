@@ -28,10 +28,11 @@ from lightwell.data.dataset import Dataset, is_dataset, open_dataset
 from lightwell.data.prepare import prepare
 from lightwell.data.shards import TokenStream
 from lightwell.data.sources import collect, standard_library
-from lightwell.errors import RunError, StoppedEarly, UserError
+from lightwell.errors import RunError, StoppedEarly, TokenizerError, UserError
 from lightwell.evaluation.loss import evaluate_stream
 from lightwell.evaluation.report import Evaluation
 from lightwell.files.lock import lock_folder
+from lightwell.files.translate import os_errors
 from lightwell.generation.engine import Engine
 from lightwell.generation.sample import Sampling
 from lightwell.model.build import GPT
@@ -45,7 +46,7 @@ from lightwell.runtime.world import World, join_world
 from lightwell.store.checkpoint import Checkpoint, load_model_only
 from lightwell.store.checkpoints import list_checkpoints, newest_good, read_newest
 from lightwell.store.database import RunDatabase
-from lightwell.store.run_folder import DATABASE, DATASET, RunFolder, create, is_run, open_run
+from lightwell.store.run_folder import DATABASE, DATASET, RunFolder, create, is_run, open_run, require_free
 from lightwell.training.assemble import assemble
 from lightwell.training.loop import run as train
 
@@ -169,7 +170,14 @@ def load(path: str | Path, *, device: str = "auto", dtype: str = "float32") -> R
         raise RunError(
             f"expected a good checkpoint in {path}, found none.", f"`lightwell runs {path} --check` says more."
         )
-    return Run(path, folder, checkpoint, choose_device(device, dtype))
+    run = Run(path, folder, checkpoint, choose_device(device, dtype))
+    expected, got = run.config.model.vocab_size, run.tokenizer.vocab_size
+    if expected != got:
+        raise TokenizerError(
+            f"expected the tokenizer of the model in {path}, with {expected} tokens, got one with {got}.",
+            "Put back the tokenizer.json that belongs to the run.",
+        )
+    return run
 
 
 def text_stream(text: Text, tokenizer: Any) -> TokenStream:
@@ -262,7 +270,8 @@ def pretrain(
         path = Path(out) if out else new_run_path(config.run.name or name_of(asked.text))
         if is_run(path):
             return continue_run(path, asked, observers=observers, stop=stop, say=say, force=force)
-        path.mkdir(parents=True, exist_ok=True)
+        require_free(path)
+        make_run_folder(path)
         stack.enter_context(lock_folder(path))
         set_threads(config)
         parent = load(weights_from) if weights_from else None
@@ -427,6 +436,17 @@ def plan_run(
     seconds = 60 * config.budget.minutes if config.budget.minutes else None
     config = complete(config, choose_rung(seconds, peak), dataset.train.n_bytes)
     return changed(config, model={"vocab_size": vocab_size}), peak
+
+
+def make_run_folder(path: Path) -> None:
+    """Make the folder. Raises RunError if a file is in the way, UserError if there is no permission."""
+    try:
+        with os_errors(f"make the run {path}"):
+            path.mkdir(parents=True, exist_ok=True)
+    except (NotADirectoryError, FileExistsError) as error:
+        raise RunError(
+            f"expected a folder above {path}, got a file at {error.filename}.", "Choose another --out."
+        ) from None
 
 
 def new_run_path(name: str, parent: Path = Path("runs")) -> Path:

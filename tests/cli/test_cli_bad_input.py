@@ -1,0 +1,215 @@
+"""Bad input: one sentence with what was expected, what came and what to do; the right exit code; nothing lost."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lightwell.cli.main import run
+
+TEXT = "".join(f"Line {n}: the {n % 13} wells of {n % 7} villages.\n\n" for n in range(5000))
+SMALL = ["--preset", "nano", "--set", "train.batch_size=4", "--set", "model.context_length=32"]
+
+
+def said(capsys, *arguments: str) -> tuple[int, str]:
+    """Exit code, and the sentence on stderr."""
+    code = run(list(arguments))
+    return code, capsys.readouterr().err.strip()
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "wells.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, text_file) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "small"
+    assert run(["pretrain", str(text_file), "--steps", "3", *SMALL, "--out", str(path), "--json"]) == 0
+    return path
+
+
+@pytest.fixture
+def copy(trained, tmp_path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "copy"))
+
+
+def one_sentence(text: str) -> bool:
+    return text.startswith("lightwell: ") and "Traceback" not in text and len(text.splitlines()) <= 2
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [(b"", "empty"), (b"\x00\x01\x02\xff" * 50_000, "text"), ("grün " * 40_000, "offset"), (b"too short", "kB")],
+    ids=["empty", "binary", "latin-1", "short"],
+)
+def test_a_file_that_cannot_be_trained_on(capsys, tmp_path, content, word):
+    path = tmp_path / "bad.txt"
+    path.write_bytes(content.encode("latin-1") if isinstance(content, str) else content)
+    code, sentence = said(capsys, "pretrain", str(path), "--steps", "1", *SMALL, "--out", str(tmp_path / "run"))
+    assert code == 2
+    assert one_sentence(sentence), sentence
+    assert word in sentence
+
+
+def test_an_empty_folder_and_a_missing_path(capsys, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for path in ("empty", "absent"):
+        code, sentence = said(capsys, "pretrain", str(tmp_path / path), "--steps", "1", "--out", str(tmp_path / "run"))
+        assert code == 2
+        assert one_sentence(sentence), sentence
+        assert path in sentence
+
+
+def test_a_folder_without_readable_text(capsys, tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(1000))
+    code, sentence = said(capsys, "pretrain", str(tmp_path / "images"), "--steps", "1", "--out", str(tmp_path / "run"))
+    assert code == 2
+    assert one_sentence(sentence), sentence
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--minutes", "0"], "more than 0"),
+        (["--steps", "-3"], "more than 0"),
+        (["--steps", "3", "--minutes", "2"], "one budget"),
+        (["--set", "train.batchsize=3"], "batch_size"),
+        (["--set", "trian.batch_size=3"], "train"),
+        (["--set", "nonsense"], "section.key=value"),
+        (["--preset", "nanno"], "nano"),
+        (["--config", "absent.toml"], "absent.toml"),
+        (["--device", "tpu"], "tpu"),
+        (["--minutes", "soon"], "soon"),
+        (["--no-such-flag"], "no-such-flag"),
+    ],
+)
+def test_an_option_that_is_wrong(capsys, text_file, tmp_path, arguments, word):
+    code, sentence = said(capsys, "pretrain", str(text_file), "--out", str(tmp_path / "run"), *arguments)
+    assert code == 2
+    assert "Traceback" not in sentence
+    assert word in sentence
+
+
+def test_several_problems_come_in_one_exit(capsys, text_file, tmp_path):
+    wrong = ["model.n_heads=5", "model.emb_dim=768", "model.n_layers=-1", "model.drop_rate=1.5", "model.n_haeds=12"]
+    settings = [part for key in wrong for part in ("--set", key)]
+    code, sentence = said(capsys, "pretrain", str(text_file), *settings, "--out", str(tmp_path / "run"))
+    assert code == 2
+    assert "4 problems" in sentence
+
+
+def test_as_json_an_error_is_one_value(capsys, tmp_path):
+    assert run(["pretrain", str(tmp_path / "absent"), "--steps", "1", "--json"]) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert set(error) == {"kind", "message", "hint"}
+    assert "absent" in error["message"]
+
+
+def test_a_folder_that_is_no_run(capsys, tmp_path):
+    for command in ("resume", "generate", "evaluate", "trace", "verify"):
+        code, sentence = said(capsys, command, str(tmp_path))
+        assert code == 2, command
+        assert one_sentence(sentence), sentence
+
+
+def test_a_prompt_longer_than_the_context(capsys, trained):
+    code, sentence = said(capsys, "generate", str(trained), "wells " * 200)
+    assert code == 2
+    assert "31 tokens" in sentence
+
+
+def test_a_flipped_byte_is_found_and_the_checkpoint_before_is_used(capsys, copy):
+    newest = sorted((copy / "checkpoints").iterdir())[-1] / "model.safetensors"
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 1
+    newest.write_bytes(data)
+    code, _ = said(capsys, "runs", str(copy), "--check")
+    assert code == 4
+    assert run(["generate", str(copy), "Line", "--max-new-tokens", "3"]) == 0
+
+
+def test_all_checkpoints_broken(capsys, copy):
+    for checkpoint in (copy / "checkpoints").iterdir():
+        (checkpoint / "model.safetensors").unlink()
+    code, sentence = said(capsys, "generate", str(copy), "Line")
+    assert code == 2
+    assert "good checkpoint" in sentence
+
+
+def test_a_tokenizer_that_does_not_fit_the_model(capsys, copy, text_file, tmp_path):
+    from lightwell.tokenizer.simple import BytesTokenizer
+
+    BytesTokenizer().save(copy)
+    code, sentence = said(capsys, "generate", str(copy), "Line")
+    assert code == 2
+    assert "tokenizer" in sentence
+
+
+def test_a_run_of_an_unknown_format(capsys, copy):
+    config = copy / "config.toml"
+    config.write_text(config.read_text(encoding="utf-8").replace("format = 1", "format = 99"), encoding="utf-8")
+    code, sentence = said(capsys, "generate", str(copy), "Line")
+    assert code == 2
+    assert "99" in sentence
+
+
+def test_an_out_that_is_taken_or_cannot_be_made(capsys, tmp_path, text_file, trained):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("not yours", encoding="utf-8")
+    (tmp_path / "file").write_text("a file", encoding="utf-8")
+    for out in (tmp_path / "mine", tmp_path / "file", tmp_path / "file" / "below"):
+        code, sentence = said(capsys, "pretrain", str(text_file), "--steps", "1", *SMALL, "--out", str(out))
+        assert code == 2, out
+        assert one_sentence(sentence), sentence
+    assert (tmp_path / "mine" / "thesis.txt").read_text(encoding="utf-8") == "not yours"
+
+
+def test_another_request_in_the_same_out_is_refused_with_the_difference(capsys, trained, text_file):
+    code, sentence = said(capsys, "pretrain", str(text_file), "--steps", "9", *SMALL, "--out", str(trained))
+    assert code == 2
+    assert "budget.steps: 3 -> 9" in sentence
+
+
+def test_an_unknown_command_and_none(capsys):
+    code, sentence = said(capsys, "pretran")
+    assert code == 2
+    assert "pretran" in sentence
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_middle_saves_and_says_how_to_go_on(text_file, tmp_path, number):
+    out = tmp_path / "run"
+    command = [
+        sys.executable,
+        "-m",
+        "lightwell",
+        "pretrain",
+        str(text_file),
+        "--steps",
+        "100000",
+        *SMALL,
+        "--out",
+        str(out),
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+    deadline = time.monotonic() + 60
+    while not list(out.glob("checkpoints/step-*")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(2)
+    process.send_signal(number)
+    _, words = process.communicate(timeout=60)
+    assert process.returncode == 3, words
+    assert f"lightwell resume {out}" in words
+    assert "Traceback" not in words
