@@ -50,6 +50,7 @@ class Rule:
     index_map  (call, index of an output element) -> input elements that it is computed from, {path: int64 (n, rank)}
     symbols    call -> the value of each letter in the formula
     paths      call -> where among its arguments each letter sits
+    family     the file that has the row: "rules", "rules_losses", ...
     kind       "derivative"; "view": numbers are handed on unchanged; "zero": flat, or stopped on purpose
     kink       where the derivative does not exist and PyTorch's choice is taken: "x = 0; x = 6", "ties" or ""
     """
@@ -62,6 +63,7 @@ class Rule:
     index_map: Callable[[Call, Index], dict[Path, Tensor]]
     symbols: Callable[[Call], dict[str, Any]] = field(repr=False)
     paths: Callable[[Call], dict[str, Path]] = field(repr=False)
+    family: str = ""
     kind: Kind = "derivative"
     kink: str = ""
 
@@ -119,6 +121,7 @@ def rule(
                 index_map=binding.sloped if reads is linear else reads,
                 symbols=binding.symbols,
                 paths=binding.paths,
+                family=function.__module__.rsplit(".", 1)[-1],
                 kind=kind,
                 kink=kink,
             )

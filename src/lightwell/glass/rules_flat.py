@@ -15,7 +15,7 @@ COMPARISONS = (
 )
 CHOICES = (
     "argmax argmin argsort any all equal nonzero count_nonzero searchsorted bucketize histc bincount isin is_nonzero"
-    " _unique2 unique_dim multinomial _local_scalar_dense"
+    " promote_types result_type _unique2 unique_dim multinomial _local_scalar_dense"
 )
 FRESH = (
     "zero zeros ones full empty arange linspace eye scalar_tensor tril_indices triu_indices empty_strided zeros_like"
