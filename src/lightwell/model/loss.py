@@ -75,22 +75,8 @@ class PiecewiseCrossEntropy(torch.autograd.Function):
             d_weight = torch.zeros_like(weight, dtype=_wide(weight.dtype)) if need_weight else None
             for begin in range(0, hidden.shape[0], rows):
                 piece = slice(begin, begin + rows)
-                h, target = hidden[piece].to(dtype), targets[piece, None]  # (R, C), (R, 1)
-                counts = target != IGNORE
-                target = target.where(counts, 0)
-                logits = (h @ W.T).to(_wide(dtype))  # (R, V)
-                logits -= logits.amax(dim=1, keepdim=True)  # exp cannot overflow; the loss does not change
-                at_target = logits.gather(1, target)  # (R, 1)
-                p = logits.exp_()
-                total = p.sum(dim=1, keepdim=True)  # (R, 1)
-                loss += (total.log() - at_target).where(counts, 0).sum()
-                p /= total
-                p.scatter_add_(1, target, torch.full_like(total, -1.0))  # now d loss / d logits
-                d_logits = p.to(dtype)
-                if d_hidden is not None:
-                    d_hidden[piece] = (d_logits @ W).where(counts, 0)
-                if d_weight is not None:
-                    _add_product(d_weight, d_logits.T, h.where(counts, 0))
+                d_rows = None if d_hidden is None else d_hidden[piece]
+                loss += _piece(hidden[piece].to(dtype), W, targets[piece, None], d_rows, d_weight)
         ctx.save_for_backward(d_hidden, None if d_weight is None else d_weight.to(weight.dtype))
         return loss
 
@@ -106,12 +92,27 @@ class PiecewiseCrossEntropy(torch.autograd.Function):
         )
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a b, in total's dtype."""
-    if a.dtype == total.dtype:
-        total.addmm_(a, b)
-    else:
-        total += a @ b
+def _piece(h: Tensor, W: Tensor, target: Tensor, d_hidden: Tensor | None, d_weight: Tensor | None) -> Tensor:
+    """The loss of R rows: `h` (R, C), `target` (R, 1). Fills `d_hidden` (R, C) and adds to `d_weight` (V, C)."""
+    counts = target != IGNORE  # (R, 1)
+    target = target.where(counts, 0)
+    logits = (h @ W.T).to(_wide(h.dtype))  # (R, V)
+    logits -= logits.amax(dim=1, keepdim=True)  # exp cannot overflow, and the loss does not change
+    at_target = logits.gather(1, target)  # (R, 1)
+    p = logits.exp_()
+    total = p.sum(dim=1, keepdim=True)
+    loss = (total.log() - at_target).where(counts, 0).sum()
+    p /= total
+    d_logits = p.scatter_add_(1, target, torch.full_like(total, -1.0)).to(h.dtype)
+    if d_hidden is not None:
+        d_hidden.copy_((d_logits @ W).where(counts, 0))
+    if d_weight is not None:
+        h = h.where(counts, 0)
+        if h.dtype == d_weight.dtype:
+            d_weight.addmm_(d_logits.T, h)
+        else:
+            d_weight += d_logits.T @ h
+    return loss
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -33,19 +33,19 @@ from lightwell.model.loss import cross_entropy_sum
 from lightwell.model.norms import RMSNorm
 from lightwell.model.tying import tie_head
 
-Rotation = tuple[Tensor, Tensor]  # cosines and sines of the angles, each (1 or B, 1, T, D / 2)
+Rotation = tuple[Tensor, Tensor]  # cosines and sines of the angles, each (1 or B, T, 1, D / 2)
 
 
 def rotation(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> Rotation:
     """The angles of RoPE for `positions` (1 or B, T): pair i of D / 2 turns by position / theta^(2i / D) radians."""
     exact = torch.promote_types(dtype, torch.float32)  # an angle of 1000 radians needs its decimals
     pair = torch.arange(0, head_dim, 2, device=positions.device).to(exact)  # 2i, (D / 2,)
-    angles = positions.to(exact)[:, None, :, None] / theta ** (pair / head_dim)  # (1 or B, 1, T, D / 2)
+    angles = positions.to(exact)[:, :, None, None] / theta ** (pair / head_dim)  # (1 or B, T, 1, D / 2)
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 def rotate(x: Tensor, turn: Rotation) -> Tensor:
-    """Turns the pairs (x[i], x[i + D/2]) of `x` (B, heads, T, D) by their angles: the half-rotation layout."""
+    """Turns the pairs (x[i], x[i + D/2]) of `x` (B, T, heads, D) by their angles: the half-rotation layout."""
     cos, sin = turn
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
@@ -67,9 +67,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, turn: Rotation, mask: Tensor | None, cache: LayerCache | None) -> Tensor:
         B, T, _ = x.shape
-        q, k, v = self.qkv(x).view(B, T, sum(self.heads), -1).transpose(1, 2).split(self.heads, dim=1)
-        q = rotate(self.q_norm(q), turn)  # (B, H, T, D)
-        k = rotate(self.k_norm(k), turn)  # (B, G, T, D)
+        q, k, v = self.qkv(x).view(B, T, sum(self.heads), -1).split(self.heads, dim=2)
+        q = rotate(self.q_norm(q), turn).transpose(1, 2)  # (B, H, T, D)
+        k = rotate(self.k_norm(k), turn).transpose(1, 2)  # (B, G, T, D)
+        v = v.transpose(1, 2)  # (B, G, T, D)
         if cache is not None:
             k, v = cache.extend(k, v)  # (B, G, S, D)
         y = attend(q, k, v, mask, self.drop_rate if self.training else 0.0)  # (B, H, T, D)
