@@ -7,10 +7,12 @@ import time
 import torch
 
 from lightwell.config.run import RunConfig
+from lightwell.data.batches import Batch
 from lightwell.model.build import GPT
 from lightwell.model.count import memory_bytes
 from lightwell.runtime.device import Device
 from lightwell.runtime.memory import free_bytes
+from lightwell.runtime.seeds import generator
 from lightwell.runtime.world import World
 from lightwell.training.optimizer import Optimizer
 from lightwell.training.rates import peak_rates
@@ -20,9 +22,32 @@ from lightwell.training.step import train_step
 TRIAL_ROWS = 4  # sequences of a trial step: the time of a batch follows from them
 
 
-class _TrialBatch:
-    def __init__(self, ids: torch.Tensor) -> None:
-        self.ids, self.targets, self.documents = ids, ids.clone(), torch.zeros_like(ids)
+class Trial:
+    """A model of a complete config that can be stepped on random tokens, `rows` sequences at a time."""
+
+    def __init__(self, config: RunConfig, device: Device, rows: int) -> None:
+        model_config = config.model.complete()
+        model = GPT(model_config, generator(0, "trial")).to(device.torch_device).train()
+        T = model_config.context_length
+        ids = torch.randint(model_config.vocab_size or 1, (rows, T), generator=generator(0, "trial tokens"))
+        self.batch = Batch(ids, ids.clone(), torch.zeros_like(ids), range(rows))
+        self.tokens = rows * T
+        self.device, self.config = device, config
+        self.replicas = Replicas(model, World())
+        self.optimizer = Optimizer(
+            model, model_config, config.optimizer, peak_rates(config.optimizer, model_config), device
+        )
+
+    def step(self) -> float:
+        """One whole training step; its seconds. The weights do not move: the rate is 0."""
+        start = time.perf_counter()
+        with torch.random.fork_rng(devices=[]):
+            train_step(
+                self.replicas, self.optimizer, self.batch, micro_batch_size=len(self.batch.rows), lr_scale=0.0,
+                clip=self.config.train.clip, seed=0, step=0, device=self.device, world=World(),
+            )  # fmt: skip
+        self.device.synchronise()
+        return time.perf_counter() - start
 
 
 def measure_step_seconds(config: RunConfig, device: Device, rounds: int = 3, limit: float = 20.0) -> float | None:
@@ -38,20 +63,8 @@ def measure_step_seconds(config: RunConfig, device: Device, rounds: int = 3, lim
     if free is not None and needed > 0.8 * free:
         return None
     began = time.perf_counter()
-    with torch.random.fork_rng(devices=[]):
-        model = GPT(model_config).to(device.torch_device).train()
-        optimizer = Optimizer(model, model_config, config.optimizer, peak_rates(config.optimizer, model_config), device)
-        world = World()
-        ids = torch.randint(model_config.vocab_size or 1, (rows, model_config.context_length))
-        times = []
-        for step in range(rounds):
-            start = time.perf_counter()
-            train_step(
-                Replicas(model, world), optimizer, _TrialBatch(ids), micro_batch_size=rows, lr_scale=0.0, clip=1.0,
-                seed=0, step=step, device=device, world=world,
-            )  # fmt: skip
-            device.synchronise()
-            times.append(time.perf_counter() - start)
-            if time.perf_counter() - began > limit:
-                break
+    trial = Trial(config, device, rows)
+    times = []
+    while len(times) < rounds and (not times or time.perf_counter() - began < limit):
+        times.append(trial.step())
     return min(times) * batch_size / rows
