@@ -9,13 +9,14 @@ Rows are (layer, name, value), layer being a parameter's name, a module's path, 
 
     weight_rms  gradient_rms  update_rms    of each parameter: root of the mean square of its elements
     update_ratio                            update_rms / weight_rms of this step
+    row_spread                              how much the rows of a matrix differ: about 1, or 0 if all are equal
     activation_rms  backward_rms            of a module's output, and of the gradient that comes back to it
     saturated                               share of elements where an activation function's slope is nearly zero
     dead_units                              share of units whose slope was nearly zero for every token of a window
     attention_entropy  .._entropy_lowest    of all heads, and of the lowest: 1 looks everywhere alike, 0 at one token
     attention_score_max                     the largest attention score before the softmax, in size
     logit_rms  logit_max                    of the model's answers
-    replay_loss                             nats per token of the replayed part
+    replay_loss  replay_loss_after          nats per token of the replayed part, before and after the step's update
     noise_small  noise_big                  squared gradient norm of a part of the batch, and of all of it
     noise_small_size  noise_big_size        sequences in the part, and in the whole
 
@@ -28,6 +29,7 @@ import contextlib
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -73,7 +75,7 @@ class Pulse(Observer):
         self.autocast = autocast
         self.on_trouble = on_trouble
         self._step: int | None = None  # the step that is wanted now, and is measured if it is due
-        self._open: tuple[int, dict[tuple[str, str], Tensor], dict[str, Tensor]] | None = None
+        self._open: _Open | None = None
         self._alive: dict[str, deque[Tensor]] = {}
 
     def wants(self, step: int) -> bool:
@@ -86,24 +88,26 @@ class Pulse(Observer):
         if self._step is None or not self._due(self._step):
             return
         parameters = dict(model.named_parameters())
-        values = {}
+        here = self._open = _Open(self._step)
         if not any(_is_spread(p) for p in parameters.values()):
-            values = self._replayed(model, batch, parameters)
-            self._open = self._step, values, {name: _sample(p) for name, p in parameters.items()}
-        else:
-            self._open = self._step, values, {}
-        values |= {(name, "weight_rms"): rms for name, rms in _rms_of(parameters).items()}
+            device = next(iter(parameters.values())).device
+            here.ids, here.targets = self._part(batch.ids).to(device), self._part(batch.targets).to(device)
+            here.whole = batch.ids.shape
+            self._replay(model, lambda: self._look(model, here))
+            here.before = {name: _sample(p) for name, p in parameters.items()}
+            here.values |= {(name, "row_spread"): row_spread(p) for name, p in parameters.items() if p.dim() == 2}
+        here.values |= {(name, "weight_rms"): rms for name, rms in _rms_of(parameters).items()}
 
     def after_backward(self, model: nn.Module) -> None:
-        if self._open is None or self._open[0] != self._step:
+        here = self._open
+        if here is None or here.step != self._step:
             return
-        _, values, _ = self._open
         gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
         rms = _rms_of(gradients)
-        values |= {(name, "gradient_rms"): value for name, value in rms.items()}
-        if ("", "noise_small") in values:
+        here.values |= {(name, "gradient_rms"): value for name, value in rms.items()}
+        if ("", "noise_small") in here.values:
             squares = [value.double().square() * gradients[name].numel() for name, value in rms.items()]
-            values["", "noise_big"] = torch.stack(squares).sum()
+            here.values["", "noise_big"] = torch.stack(squares).sum()
 
     def at_end(self) -> None:
         """The last measured step, whose update nobody saw any more."""
@@ -114,51 +118,49 @@ class Pulse(Observer):
 
     def _close(self, model: nn.Module | None) -> None:
         """Now that its update has happened: finish the open step and hand its rows on."""
-        if self._open is None:
+        here, self._open = self._open, None
+        if here is None:
             return
-        step, values, before = self._open
-        self._open = None
-        if model is not None:
+        if model is not None and here.before:
             parameters = dict(model.named_parameters())
-            moved = {name: _sample(parameters[name]) - old for name, old in before.items() if name in parameters}
+            moved = {name: _sample(parameters[name]) - old for name, old in here.before.items() if name in parameters}
             for name, update in _rms_of(moved).items():
-                values[name, "update_rms"] = update
-                values[name, "update_ratio"] = update / _rms(before[name]).clamp(min=1e-30)
-        self.write(step, _rows(values))
+                here.values[name, "update_rms"] = update
+                here.values[name, "update_ratio"] = update / _rms(here.before[name]).clamp(min=1e-30)
+            if ("", "replay_loss") in here.values:
+                self._replay(model, lambda: self._look_again(model, here))
+        self.write(here.step, _rows(here.values))
 
-    def _replayed(
-        self, model: nn.Module, batch: Any, parameters: Mapping[str, nn.Parameter]
-    ) -> dict[tuple[str, str], Tensor]:
-        """Everything that a part of the batch shows on its way through the model and back."""
-        device = next(iter(parameters.values())).device
-        ids, targets = self._part(batch.ids).to(device), self._part(batch.targets).to(device)
+    def _replay(self, model: nn.Module, look: Callable[[], None]) -> None:
         try:
             with untouched(model), self.autocast():
-                return self._measure(model, ids, targets, parameters, batch.ids.shape)
+                look()
         except torch.OutOfMemoryError:
             self.on_trouble(
                 "There is not enough memory to look inside the layers; only weights and gradients are watched."
             )
-            return {}
 
-    def _measure(
-        self, model: nn.Module, ids: Tensor, targets: Tensor, parameters: Mapping[str, nn.Parameter], whole: torch.Size
-    ) -> dict[tuple[str, str], Tensor]:
+    def _look(self, model: nn.Module, here: _Open) -> None:
+        """Everything that a part of the batch shows on its way through the model and back."""
         with torch.enable_grad():
             with watch(model) as seen:
-                loss = self.loss_of(model, ids, targets)
-            used = [p for p in parameters.values() if p.requires_grad]
+                loss = self.loss_of(model, here.ids, here.targets)
+            used = [p for p in model.parameters() if p.requires_grad]
             gradients = torch.autograd.grad(loss, used, allow_unused=True)
         values = {("", "replay_loss"): loss.detach()} | self._inside(seen)
-        if ids.numel() < whole.numel():
+        if here.ids.numel() < here.whole.numel():
             norms = torch._foreach_norm([g for g in gradients if g is not None])
             values["", "noise_small"] = torch.stack([norm.double().square() for norm in norms]).sum()
-            values["", "noise_small_size"] = loss.new_tensor(ids.numel() / whole[1])
-            values["", "noise_big_size"] = loss.new_tensor(whole[0])
+            values["", "noise_small_size"] = loss.new_tensor(here.ids.numel() / here.whole[1])
+            values["", "noise_big_size"] = loss.new_tensor(here.whole[0])
         with torch.no_grad():
-            logits = self.logits_of(model, ids[:1, : 4 * SHORTEST]).float()
+            logits = self.logits_of(model, here.ids[:1, : 4 * SHORTEST]).float()
         values["", "logit_rms"], values["", "logit_max"] = _rms(logits), logits.abs().max()
-        return values
+        here.values |= values
+
+    def _look_again(self, model: nn.Module, here: _Open) -> None:
+        with torch.no_grad():
+            here.values["", "replay_loss_after"] = self.loss_of(model, here.ids, here.targets)
 
     def _inside(self, seen: Seen) -> dict[tuple[str, str], Tensor]:
         values = dict(seen.values)
@@ -180,6 +182,18 @@ class Pulse(Observer):
         return rows[:n_rows, :n_tokens]
 
 
+@dataclass
+class _Open:
+    """A measured step whose update has not happened yet."""
+
+    step: int
+    values: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    before: dict[str, Tensor] = field(default_factory=dict)  # a sample of each parameter
+    ids: Tensor = field(default_factory=lambda: torch.empty(0))
+    targets: Tensor = field(default_factory=lambda: torch.empty(0))
+    whole: torch.Size = torch.Size()  # noqa: RUF009  the shape of the batch
+
+
 def mean_loss(model: nn.Module, ids: Tensor, targets: Tensor) -> Tensor:
     """The mean loss of one of Lightwell's models, which give the sum and the count."""
     loss_sum, n_targets = model(ids, targets)
@@ -188,16 +202,31 @@ def mean_loss(model: nn.Module, ids: Tensor, targets: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Random streams and the model's buffers (the running means of a batch norm) are put back at the end."""
+    """Random streams and the model's buffers (the running means of a batch norm) are put back at the end.
+
+    Inside, the streams begin at the same place each time: what is run twice drops out the same.
+    """
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=cuda):
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for name, buffer in model.named_buffers():
-                    buffer.copy_(buffers[name])
+    devices = {p.device for p in model.parameters() if p.device.type in ("cuda", "mps")}
+    streams = [torch.default_generator, *(_generator(device) for device in devices)]
+    states = [stream.get_state() for stream in streams]
+    try:
+        for stream in streams:
+            stream.manual_seed(0)
+        yield
+    finally:
+        for stream, state in zip(streams, states, strict=True):
+            stream.set_state(state)
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(buffers[name])
+
+
+def _generator(device: torch.device) -> torch.Generator:
+    """The random stream that layers on this device draw from."""
+    if device.type == "mps":
+        return torch.mps._get_default_mps_generator()
+    return torch.cuda.default_generators[device.index or 0]
 
 
 def noise_scale(small: Sequence[float], big: Sequence[float], small_size: float, big_size: float) -> float | None:
@@ -212,6 +241,16 @@ def noise_scale(small: Sequence[float], big: Sequence[float], small_size: float,
     signal = (big_size * mean_big - small_size * mean_small) / (big_size - small_size)
     noise = (mean_small - mean_big) / (1 / small_size - 1 / big_size)
     return noise / signal if signal > 0 and noise > 0 else None
+
+
+def row_spread(weight: Tensor, most: int = 64) -> Tensor:
+    """How far the rows of a matrix are from their mean row, over how large they are.
+
+    Rows that are all equal stay equal: their units do the same and learn the same. Of a large matrix `most` rows and 16
+    times as many columns are looked at.
+    """
+    part = weight.detach()[:most, : 16 * most].float()
+    return _rms(part - part.mean(0)) / _rms(part).clamp(min=1e-30)
 
 
 def _rows(values: Mapping[tuple[str, str], Tensor]) -> list[Row]:
