@@ -10,7 +10,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,20 +35,26 @@ from lightwell.files.lock import lock_folder
 from lightwell.files.translate import os_errors
 from lightwell.generation.engine import Engine
 from lightwell.generation.sample import Sampling
+from lightwell.generation.samples import Samples
 from lightwell.model.build import GPT
 from lightwell.model.count import parameters
-from lightwell.planner.choose import choose_rung, choose_vocab_size, complete
+from lightwell.planner.choose import Choice, bytes_to_read, choose, choose_vocab_size
+from lightwell.planner.predict import SAMPLE_BYTES, difficulty
+from lightwell.planner.predict import Text as PlannedText
 from lightwell.runtime.device import Device, choose_device
 from lightwell.runtime.observer import Observer
 from lightwell.runtime.peak import measure_peak_flops
 from lightwell.runtime.threads import allowed_cpus
 from lightwell.runtime.world import World, join_world
+from lightwell.store.checkpoint import FOLDER as CHECKPOINTS
 from lightwell.store.checkpoint import Checkpoint, load_model_only
-from lightwell.store.checkpoints import list_checkpoints, newest_good, read_newest
+from lightwell.store.checkpoints import list_checkpoints, newest_good
 from lightwell.store.database import RunDatabase
-from lightwell.store.run_folder import DATABASE, DATASET, RunFolder, create, is_run, open_run, require_free
+from lightwell.store.run_folder import CONFIG, DATABASE, DATASET, RunFolder, create, is_run, open_run, require_free
 from lightwell.training.assemble import assemble
 from lightwell.training.loop import run as train
+from lightwell.training.record import NoRecord
+from lightwell.training.saver import read_for_all
 
 Text = str | Path | Sequence[str | Path]
 Say = Callable[[str], None]
@@ -266,40 +272,87 @@ def pretrain(
     asked = read_request(text, **request)
     config = with_budget(asked.config, say)
     device = choose_device(config.runtime.device, config.runtime.dtype)
-    with ExitStack() as stack, join_world(device.kind) as world:
-        path = Path(out) if out else new_run_path(config.run.name or name_of(asked.text))
-        if is_run(path):
-            return continue_run(path, asked, observers=observers, stop=stop, say=say, force=force)
-        require_free(path)
-        make_run_folder(path)
-        stack.enter_context(lock_folder(path))
-        set_threads(config)
-        parent = load(weights_from) if weights_from else None
-        dataset = open_or_prepare(asked.text, path, config, parent, say, progress)
-        config, peak = plan_run(config, dataset, device, parent, say)
-        create(path, to_raw(config), asked.raw, dataset.tokenizer, dataset.path)
-        weights = parent.model.state_dict() if parent else None
-        train_run(path, config, dataset, device, world, observers, stop, began=began, weights=weights, peak_flops=peak)
+    with join_world(device.kind) as world:
+        path = Path(world.agree(str(out or new_run_path(config.run.name or name_of(asked.text)))))
+        if world.on_main(lambda: can_go_on(path, asked, force, say)):
+            go_on(path, device, world, observers=observers, stop=stop, say=say)
+            return load(path, device=config.runtime.device)
+        world.on_main(lambda: make_run_folder(path))
+        with held(path, world):
+            set_threads(config, world)
+            parent = load(weights_from) if weights_from else None
+
+            def begin() -> dict[str, Any]:
+                return begin_run(path, asked, config, device, parent, began, say, progress)
+
+            begun = world.on_main(begin)
+            train_run(
+                path, parse(begun["config"]), open_dataset(begun["dataset"]), device, world, observers, stop,
+                began=began, weights=parent.model.state_dict() if parent else None, peak_flops=begun["peak_flops"],
+            )  # fmt: skip
     return load(path, device=config.runtime.device)
+
+
+def begin_run(
+    path: Path,
+    asked: Request,
+    config: RunConfig,
+    device: Device,
+    parent: Run | None,
+    began: float,
+    say: Say,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Prepare the data, decide what is still open, make the run's folder; what training needs of that, as JSON."""
+    peak = measure_peak_flops(device)
+    dataset = open_or_prepare(asked.text, path, config, parent, peak, say, progress)
+    choice = plan_run(config, dataset, device, parent, peak, began)
+    for reason in choice.reasons:
+        say(reason)
+    create(path, to_raw(choice.config), asked.raw, dataset.tokenizer, dataset.path)
+    with RunDatabase(path / DATABASE) as database:
+        database.delete_after(-1)  # what an attempt left that ended before it trained
+        if choice.expected:
+            database.add_event(0, "plan", choice.expected)
+    return {"config": to_raw(choice.config), "dataset": str(dataset.path), "peak_flops": peak}
 
 
 def resume(
     path: str | Path,
     *,
+    extend_steps: int | None = None,
     observers: Sequence[Observer] = (),
     stop: Callable[[], str | None] = lambda: None,
     say: Say = _quiet,
 ) -> Run:
-    """Go on with a run from its newest good checkpoint, exactly as if it had never stopped."""
+    """Go on with a run from its newest good checkpoint, exactly as if it had never stopped.
+
+    extend_steps: train a finished run for so many steps more; the rate rises again over 1% of them, stays, and falls.
+    """
     path = Path(path)
+    config = parse(open_run(path).config)
+    device = choose_device(config.runtime.device, config.runtime.dtype)
+    with join_world(device.kind) as world:
+        go_on(path, device, world, extend_steps=extend_steps, observers=observers, stop=stop, say=say)
+    return load(path, device=config.runtime.device)
+
+
+def go_on(
+    path: Path,
+    device: Device,
+    world: World,
+    *,
+    observers: Sequence[Observer],
+    stop: Callable[[], str | None],
+    say: Say,
+    extend_steps: int | None = None,
+) -> None:
+    """`resume`, among the processes that are there."""
     folder = open_run(path)
     config = parse(folder.config)
-    device = choose_device(config.runtime.device, config.runtime.dtype)
-    with lock_folder(path), join_world(device.kind) as world:
-        set_threads(config)
-        checkpoint = read_newest(path, say)
-        if checkpoint is None:
-            raise RunError(f"expected a good checkpoint in {path}, found none.", "The run must begin again.")
+    with held(path, world):
+        set_threads(config, world)
+        checkpoint = read_for_all(path, world, say)
         dataset_path = folder.dataset_path
         if dataset_path is None:
             raise RunError(f"expected the data of {path}, found none.", "An imported model is trained with --from.")
@@ -309,9 +362,18 @@ def resume(
                 f"expected the data that {path} was trained on, got other data in {dataset_path}.",
                 "`lightwell data diff` shows the changes; a new run can begin with --from.",
             )
-        peak = measure_peak_flops(device)
-        train_run(path, config, dataset, device, world, observers, stop, checkpoint=checkpoint, peak_flops=peak)
-    return load(path, device=config.runtime.device)
+        train_run(
+            path, config, dataset, device, world, observers, stop,
+            checkpoint=checkpoint, extend_steps=extend_steps, peak_flops=measure_peak_flops(device),
+        )  # fmt: skip
+
+
+@contextmanager
+def held(path: Path, world: World) -> Iterator[None]:
+    """The run's lock, held by the main process for all of them."""
+    with ExitStack() as stack:
+        world.on_main(lambda: stack.enter_context(lock_folder(path)) and None)
+        yield
 
 
 def train_run(
@@ -325,16 +387,26 @@ def train_run(
     *,
     checkpoint: Checkpoint | None = None,
     weights: dict[str, Tensor] | None = None,
+    extend_steps: int | None = None,
     began: float | None = None,
     peak_flops: float | None = None,
 ) -> None:
-    """Train to the end, or raise StoppedEarly with the command that goes on."""
-    with RunDatabase(path / DATABASE) as database:
-        if checkpoint is not None:
-            database.delete_after(checkpoint.step)
+    """Train to the end, or raise StoppedEarly with the command that goes on. Only the main process is watched."""
+    with ExitStack() as stack:
+        database: RunDatabase | NoRecord = NoRecord()
+        if world.is_main:
+            database = stack.enter_context(RunDatabase(path / DATABASE))
+            if checkpoint:
+                database.delete_after(checkpoint.step)
+            if checkpoint and "sample" in checkpoint.state.get("owed", ()):
+                database.delete_samples(checkpoint.step)
+        samples = Samples(
+            dataset.tokenizer, config.train.prompts, config.train.sample_tokens, device, database.add_sample
+        )
+        observers = [samples, *(observers if world.is_main else ())]
         training = assemble(
-            path, config, dataset, device, world, database,
-            checkpoint=checkpoint, weights=weights, observers=observers, stop=stop, began=began, peak_flops=peak_flops,
+            path, config, dataset, device, world, database, checkpoint=checkpoint, weights=weights,
+            extend_steps=extend_steps, observers=observers, stop=stop, began=began, peak_flops=peak_flops,
         )  # fmt: skip
         try:
             reason = train(training)
@@ -351,8 +423,16 @@ def train_run(
         )
 
 
-def continue_run(path: Path, asked: Request, *, force: bool, say: Say, **options: Any) -> Run:
-    """Go on with the run in `path` if it was asked for the same. Raises RunError showing the differences."""
+def can_go_on(path: Path, asked: Request, force: bool, say: Say) -> bool:
+    """Whether `path` holds a run that was asked for the same and goes on; a new one can begin there if not.
+
+    Raises RunError showing the differences if it was asked for otherwise, and for a folder of something else.
+    """
+    if is_run(path) and not has_begun(path):
+        (path / CONFIG).unlink()  # ended before its first checkpoint: it begins again
+    if not is_run(path):
+        require_free(path)
+        return False
     before = open_run(path, need_checkpoint=False).request
     differences = [
         f"{section}.{key}: {before.get(section, {}).get(key)} -> {asked.raw.get(section, {}).get(key)}"
@@ -367,7 +447,12 @@ def continue_run(path: Path, asked: Request, *, force: bool, say: Say, **options
         )
     if differences:
         say(f"Going on with {path} as it was first asked for; ignored: {'; '.join(differences)}")
-    return resume(path, say=say, **options)
+    return True
+
+
+def has_begun(path: Path) -> bool:
+    """Whether the run ever had a checkpoint, good or broken."""
+    return any((path / CHECKPOINTS).glob("step-*"))
 
 
 def with_budget(config: RunConfig, say: Say) -> RunConfig:
@@ -379,12 +464,20 @@ def with_budget(config: RunConfig, say: Say) -> RunConfig:
     return changed(config, budget={"minutes": DEFAULT_MINUTES})
 
 
-def set_threads(config: RunConfig) -> None:
-    torch.set_num_threads(config.runtime.threads or allowed_cpus())
+def set_threads(config: RunConfig, world: World | None = None) -> None:
+    """Use the processors that there are, shared among the processes of this machine."""
+    sharing = world.local_size if world else 1
+    torch.set_num_threads(config.runtime.threads or max(1, allowed_cpus() // sharing))
 
 
 def open_or_prepare(
-    text: list[Path | str] | None, run: Path, config: RunConfig, parent: Run | None, say: Say, progress: Progress
+    text: list[Path | str] | None,
+    run: Path,
+    config: RunConfig,
+    parent: Run | None,
+    peak: float,
+    say: Say,
+    progress: Progress,
 ) -> Dataset:
     """The prepared dataset that was named, or one made from the text in the run's own folder."""
     if text and len(text) == 1 and is_dataset(Path(text[0])):
@@ -403,28 +496,33 @@ def open_or_prepare(
         from lightwell.tokenizer.gpt2 import load_gpt2
 
         tokenizer = load_gpt2(Path(config.tokenizer.path))
+    seconds = 60 * config.budget.minutes if config.budget.minutes else None
+    n_bytes = collect(sources).n_bytes
     vocab_size = None
     if tokenizer == "bpe":
-        seconds = 60 * config.budget.minutes if config.budget.minutes else None
-        upper = config.model.vocab_size
-        vocab_size = choose_vocab_size(collect(sources).n_bytes, seconds) if upper is None else upper
+        vocab_size = config.model.vocab_size or choose_vocab_size(n_bytes, seconds)
+    limit = config.data.limit_bytes or bytes_to_read(n_bytes, seconds, peak)
+    if limit is not None and limit < n_bytes:
+        say(
+            f"Reading {limit / 1e6:,.0f} of {n_bytes / 1e6:,.0f} MB of text, chosen by the seed: more than the time can use."
+        )
     return prepare(
         sources,
         run / DATASET,
         tokenizer=tokenizer,
         vocab_size=vocab_size,
         val=config.data.val or None,
-        limit_bytes=config.data.limit_bytes,
+        limit_bytes=limit,
         seed=config.run.seed,
         progress=progress,
     )
 
 
 def plan_run(
-    config: RunConfig, dataset: Dataset, device: Device, parent: Run | None, say: Say
-) -> tuple[RunConfig, float]:
-    """Decide what is still open. Returns the config and the device's measured matrix-product peak, in FLOP/s."""
-    peak = measure_peak_flops(device)
+    config: RunConfig, dataset: Dataset, device: Device, parent: Run | None, peak: float, began: float
+) -> Choice:
+    """Decide what is still open. `peak`: the device's matrix-product peak in FLOP/s. Raises UserError for a vocabulary
+    that is larger than the config allows."""
     vocab_size = dataset.tokenizer.vocab_size
     if parent:
         config = changed(config, model=parent.config.model.model_dump())
@@ -433,9 +531,19 @@ def plan_run(
             f"expected a vocabulary of at most {config.model.vocab_size} tokens, got a tokenizer of {vocab_size}.",
             "Leave model.vocab_size out, and the tokenizer decides.",
         )
-    seconds = 60 * config.budget.minutes if config.budget.minutes else None
-    config = complete(config, choose_rung(seconds, peak), dataset.train.n_bytes)
-    return changed(config, model={"vocab_size": vocab_size}), peak
+    seconds = 60 * config.budget.minutes - (time.perf_counter() - began) if config.budget.minutes else None
+    return choose(
+        changed(config, model={"vocab_size": vocab_size}), vocab_size, describe_text(dataset), device, peak, seconds
+    )
+
+
+def describe_text(dataset: Dataset) -> PlannedText:
+    """How much text there is to train on, and how hard it is: from samples at twenty places."""
+    stream = dataset.train
+    places = np.linspace(0, len(stream), 20, endpoint=False).astype(int)
+    length = SAMPLE_BYTES // 20 // 3  # tokens of about three bytes
+    sample = b"".join(dataset.tokenizer.decode_bytes(stream.read(int(p), int(p) + length).tolist()) for p in places)
+    return PlannedText(len(stream), difficulty(sample))
 
 
 def make_run_folder(path: Path) -> None:

@@ -21,9 +21,14 @@ def make_app() -> typer.Typer:
 JSON = typer.Option(False, "--json", help="One JSON value on stdout.")
 
 
+def is_main() -> bool:
+    """Whether this process speaks: of several, which torchrun numbers, only the first does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def say(text: str) -> None:
     """Words for the person, on stderr; only the main process of several speaks."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_main():
         print(text, file=sys.stderr, flush=True)
 
 
@@ -60,7 +65,8 @@ def stop_by_signal(stopper: Stopper) -> Iterator[None]:
         if not stopper.training:
             raise KeyboardInterrupt
         stopper.reason = f"{signal.Signals(number).name} received"
-        os.write(2, b"\nFinishing the step and saving; once more to end at once.\n")
+        if is_main():
+            os.write(2, b"\nFinishing the step and saving; once more to end at once.\n")
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

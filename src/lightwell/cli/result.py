@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lightwell.cli.common import show_json
+from lightwell.cli.common import is_main, show_json
 from lightwell.show.units import count, duration
 
 if TYPE_CHECKING:
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 def show_result(run: Run, seconds: float, as_json: bool) -> None:
     from lightwell.api import longest_copy_from
 
+    if not is_main():
+        return
     outcome = run.outcome()
     if as_json:
         show_json({"run": str(run.path), "seconds": round(seconds, 2), **outcome})

@@ -1,28 +1,40 @@
 """The processes of a run. Alone, a process is rank 0 of 1 and every operation gives back what it was given.
 
 Code that asks `world` needs no `if distributed`: one path for one process and for many (torch.distributed, started by
-torchrun, which sets RANK, WORLD_SIZE and LOCAL_RANK).
+torchrun, which sets RANK, WORLD_SIZE and LOCAL_RANK). Tensors travel by collective operations; everything else, as
+JSON, through the key-value store by which the processes found each other, so nothing is ever pickled.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
+from lightwell.errors import LightwellError, StoppedEarly
+from lightwell.runtime.watch import Watch
 
-@dataclass(frozen=True)
+HANG_SECONDS = 600.0  # a collective operation that takes longer hangs; LIGHTWELL_HANG_SECONDS in the environment
+AS_LONG_AS_IT_TAKES = timedelta(days=30)  # rank 0 may prepare a large text; if it dies, the launcher ends the others
+T = TypeVar("T")
+
+
 class World:
-    """`rank` of `size` processes; `local_rank` counts within this machine."""
+    """`rank` of `size` processes; `local_rank` of `local_size` on this machine."""
 
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
+    def __init__(
+        self, rank: int = 0, size: int = 1, local_rank: int = 0, local_size: int = 1, store: dist.Store | None = None
+    ) -> None:
+        self.rank, self.size, self.local_rank, self.local_size = rank, size, local_rank, local_size
+        self.watch: Watch | None = None
+        self._store = store
+        self._said = 0  # values that rank 0 has told so far
 
     @property
     def is_main(self) -> bool:
@@ -35,24 +47,51 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
-    def agree(self, value: object) -> object:
-        """Rank 0's value, on every process. Values must be JSON: nothing is pickled."""
-        if self.size == 1:
-            return value
-        import json
-
-        text = json.dumps(value).encode() if self.is_main else b""
-        length = torch.tensor([len(text)])
-        dist.broadcast(length, 0)
-        data = torch.zeros(int(length), dtype=torch.uint8)
-        if self.is_main:
-            data.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
-        dist.broadcast(data, 0)
-        return json.loads(data.numpy().tobytes())
-
     def any(self, flag: bool) -> bool:
         """Whether the flag is true on any process."""
         return bool(self.sum(torch.tensor([int(flag)])).item()) if self.size > 1 else flag
+
+    def agree(self, value: T) -> T:
+        """Rank 0's value, on every process. It must be JSON."""
+        return self.on_main(lambda: value)
+
+    def on_main(self, work: Callable[[], T]) -> T:
+        """Do `work` on rank 0 while the others wait, as long as it takes; its result, which must be JSON, on all.
+
+        An error there ends all: rank 0 raises it, the others leave without a word.
+        """
+        if self._store is None:
+            return work()
+        self._said += 1
+        key = f"said/{self._said}"
+        if not self.is_main:
+            self._store.wait([key], AS_LONG_AS_IT_TAKES)
+            said = json.loads(self._store.get(key))
+            if "exit_code" in said:
+                raise SystemExit(said["exit_code"])
+            return said["value"]
+        try:
+            value = work()
+        except BaseException as error:
+            self._store.set(key, json.dumps({"exit_code": exit_code(error)}))
+            raise
+        self._store.set(key, json.dumps({"value": value}))
+        return value
+
+    def gather(self, value: object) -> list[Any]:
+        """Every process's value (JSON), by rank, on all of them."""
+        if self._store is None:
+            return [value]
+        self._said += 1
+        keys = [f"said/{self._said}/{rank}" for rank in range(self.size)]
+        self._store.set(keys[self.rank], json.dumps(value))
+        self._store.wait(keys, AS_LONG_AS_IT_TAKES)
+        return [json.loads(self._store.get(key)) for key in keys]
+
+    def at(self, step: int, phase: str) -> None:
+        """Note where this process is; if all come to a standstill, these notes tell who is behind. Costs nothing."""
+        if self.watch is not None:
+            self.watch.at(step, phase)
 
     def barrier(self) -> None:
         if self.size > 1:
@@ -60,8 +99,11 @@ class World:
 
 
 @contextmanager
-def join_world(device_kind: str = "cpu", timeout_s: float = 600.0) -> Iterator[World]:
-    """The World that torchrun made, or a process alone. Leaves the group at the end."""
+def join_world(device_kind: str = "cpu") -> Iterator[World]:
+    """The World that torchrun made, or a process alone. Leaves the group at the end.
+
+    A run that stops early says so on rank 0; the other processes end without a word.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield World()
@@ -69,10 +111,32 @@ def join_world(device_kind: str = "cpu", timeout_s: float = 600.0) -> Iterator[W
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if device_kind == "cuda":
         torch.cuda.set_device(local_rank)
-    # gloo beside nccl: flags and JSON travel as CPU tensors, gradients as CUDA ones
+    seconds = float(os.environ.get("LIGHTWELL_HANG_SECONDS", HANG_SECONDS))
+    store, rank, _ = next(dist.rendezvous("env://"))
+    # gloo beside nccl: flags travel as CPU tensors, gradients as CUDA ones
     backend = "cpu:gloo,cuda:nccl" if device_kind == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    patience = timedelta(seconds=2 * seconds + 60)  # the watch ends a standstill, and says more about it
+    dist.init_process_group(
+        backend, store=dist.PrefixStore("torch", store), rank=rank, world_size=size, timeout=patience
+    )
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    prefix = f"lightwell/{attempt}"
+    ours = dist.PrefixStore(prefix, store)
+    world = World(rank, size, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", "1")), ours)
+    world.watch = Watch(dist.PrefixStore(prefix, store.clone()), rank, size, seconds)
     try:
-        yield World(dist.get_rank(), size, local_rank)
+        yield world
+    except StoppedEarly:
+        if world.is_main:
+            raise
+        raise SystemExit(0) from None
     finally:
+        world.watch.close()
         dist.destroy_process_group()
+
+
+def exit_code(error: BaseException) -> int:
+    """How the other processes end when rank 0 raises this: a launcher restarts what fails, so a stop is no failure."""
+    if isinstance(error, StoppedEarly):
+        return 0
+    return error.exit_code if isinstance(error, LightwellError) else 1

@@ -115,6 +115,12 @@ class RunDatabase:
             self._forget_after = step
             self.flush()
 
+    def delete_samples(self, step: int) -> None:
+        """Forget what the model wrote at `step`: the run still owes it and will ask again."""
+        with self._lock:
+            self._waiting = [(table, row) for table, row in self._waiting if table != "samples" or row[0] != step]
+            self._attempt(lambda: self._forget_samples(step))
+
     def close(self) -> None:
         """Commit and close, leaving a single file that can be copied. Rows that still cannot be written are lost."""
         with self._lock:
@@ -175,6 +181,11 @@ class RunDatabase:
         if durable and (log := self._beside("-wal")).exists():  # with a rollback journal, the commit was durable
             ops.fsync_file(log)
             ops.fsync_dir(log.parent)
+
+    def _forget_samples(self, step: int) -> None:
+        connection = self._ready()
+        with connection:
+            connection.execute("DELETE FROM samples WHERE step = ?", (step,))
 
     def _attempt(self, work: Callable[[], object]) -> None:
         """Do `work`; if the file is broken, once more with a new one; if there is no room, let the rows wait."""

@@ -7,30 +7,32 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from lightwell.config.gpt import ModelConfig
 from lightwell.config.run import RunConfig
 from lightwell.data.batches import Batch, Batches
 from lightwell.data.dataset import Dataset
+from lightwell.errors import UserError
 from lightwell.evaluation.loss import evaluate_stream
 from lightwell.evaluation.report import Evaluation
 from lightwell.model.build import GPT
 from lightwell.model.count import flops_per_token
+from lightwell.model.gpt2 import GPT2
 from lightwell.model.init import initialise
+from lightwell.model.modern import Modern
 from lightwell.runtime.device import Device
 from lightwell.runtime.environment import differences, environment
 from lightwell.runtime.observer import Observer
 from lightwell.runtime.seeds import fold, generator
 from lightwell.runtime.world import World
 from lightwell.store.checkpoint import Checkpoint
-from lightwell.store.database import RunDatabase
 from lightwell.training.loop import Training
 from lightwell.training.optimizer import Optimizer
 from lightwell.training.pace import Pace
 from lightwell.training.rates import peak_rates
+from lightwell.training.record import Record
 from lightwell.training.replicas import Replicas
-from lightwell.training.saver import Saver, load_checkpoint
+from lightwell.training.saver import Saver, save_every
 from lightwell.training.state import TrainState
 from lightwell.training.step import to
 
@@ -44,10 +46,11 @@ def assemble(
     dataset: Dataset,
     device: Device,
     world: World,
-    database: RunDatabase,
+    record: Record,
     *,
     checkpoint: Checkpoint | None = None,
     weights: dict[str, torch.Tensor] | None = None,
+    extend_steps: int | None = None,
     observers: Sequence[Observer] = (),
     stop: Callable[[], str | None] = lambda: None,
     began: float | None = None,
@@ -55,7 +58,8 @@ def assemble(
 ) -> Training:
     """A Training ready to `run`. `config` has nothing left to decide but the number of steps.
 
-    checkpoint: go on from there. weights: begin with these instead of random ones.
+    checkpoint: go on from there. weights: begin with these instead of random ones. extend_steps: add so many steps to
+    a finished run. Raises UserError if the batch cannot be shared equally, or the run cannot be extended.
     """
     model_config = config.model.complete(dataset.tokenizer.vocab_size)
     model = new_model(model_config, config, device)
@@ -66,27 +70,36 @@ def assemble(
     batch_size = config.train.batch_size
     assert batch_size is not None, "the planner decides the batch size"
     batches = Batches(dataset.train, batch_size, model_config.context_length, fold(config.run.seed, "data"))
+    micro_batch_size = config.train.micro_batch_size or rows_each(batch_size, world)
+    tokens_per_step = batch_size * model_config.context_length
+
     state = TrainState()
     now = environment(device, world)
-    if checkpoint is not None:
-        load_checkpoint(checkpoint, model, optimizer, state)
+    about = {"environment": now, "dataset": dataset.fingerprint}
+    saver = Saver(run, replicas, optimizer, config.checkpoint, world, record, about, observers)
+    pace = Pace(config.budget, config.schedule, tokens_per_step, began=began, world=world)
+    if checkpoint is None:
+        first = batches.batch(0, world.rank, world.size)
+        pace.step_seconds = world.agree(time_a_step(replicas, optimizer, first, micro_batch_size, device))
+    else:
+        saver.load(checkpoint, state)
+        pace.step_seconds = max(state.seconds, 1e-3) / max(state.step, 1)
         if changes := differences(checkpoint.manifest.get("environment", now), now):
-            database.add_event(state.step, "environment_changed", {"changes": changes, "bit_exact": False})
-    micro_batch_size = config.train.micro_batch_size or -(-batch_size // world.size)
-    tokens_per_step = batch_size * model_config.context_length
+            record.add_event(state.step, "environment_changed", {"changes": changes, "bit_exact": False})
+    pace.reserve = reserve_seconds(config, pace, len(dataset.val))
+    pace.begin(state)
+    if extend_steps is not None:
+        pace.extend(state, extend_steps)
+    if state.decided("cadence") is None:
+        state.decide("cadence", **cadence(config, pace.steps(state), pace.step_seconds, tokens_per_step))
+    decided = state.decided("cadence")
+    assert decided is not None
+    saver.every = decided["save_every"]
 
     def evaluate(max_tokens: int | None) -> Evaluation:
         with device.autocast():
             return evaluate_stream(model, dataset.val, dataset.tokenizer, max_tokens=max_tokens)
 
-    pace = Pace(config.budget, config.schedule, tokens_per_step, began=began)
-    pace.step_seconds = time_a_step(
-        replicas, optimizer, batches.batch(0, world.rank, world.size), micro_batch_size, device
-    )
-    steps = pace.expected_steps(state)
-    eval_tokens = config.train.eval_tokens or max(20_000, int(EVALUATION_SHARE * steps * tokens_per_step))
-    pace.reserve = reserve_seconds(pace.step_seconds / tokens_per_step, min(eval_tokens, len(dataset.val)))
-    about = {"environment": now, "dataset": dataset.fingerprint}
     return Training(
         config=config,
         state=state,
@@ -96,20 +109,42 @@ def assemble(
         device=device,
         world=world,
         pace=pace,
-        saver=Saver(run, model, optimizer, config.checkpoint, world, database, about, observers),
-        database=database,
+        saver=saver,
+        record=record,
         evaluate=evaluate,
-        eval_tokens=eval_tokens,
+        eval_tokens=decided["eval_tokens"],
         micro_batch_size=micro_batch_size,
-        eval_every=config.train.eval_every or max(1, -(-steps // EVALUATIONS)),
+        eval_every=decided["eval_every"],
         peak_flops=peak_flops,
         flops_per_token=flops_per_token(model_config, model_config.context_length)["total"],
         observers=observers,
         stop=stop,
+        recorded=sum(decision["step"] < state.step for decision in state.decisions) if checkpoint else 0,
     )
 
 
-def new_model(model_config: ModelConfig, config: RunConfig, device: Device) -> nn.Module:
+def rows_each(batch_size: int, world: World) -> int:
+    """Sequences of a step in each process. Raises UserError if the batch cannot be shared equally."""
+    if batch_size % world.size:
+        raise UserError(
+            f"expected a batch_size that {world.size} processes can share equally, got {batch_size}.",
+            f"For instance: --set train.batch_size={-(-batch_size // world.size) * world.size}",
+        )
+    return batch_size // world.size
+
+
+def cadence(config: RunConfig, steps: int, step_seconds: float, tokens_per_step: int) -> dict[str, int]:
+    """How often to save and to evaluate, and on how much: decided once, so that a resumed run does the same."""
+    context_length = config.model.context_length or 1
+    tokens = max(4 * context_length, int(EVALUATION_SHARE * steps * tokens_per_step))
+    return {
+        "save_every": config.checkpoint.every or save_every(steps, step_seconds),
+        "eval_every": config.train.eval_every or max(1, -(-steps // EVALUATIONS)),
+        "eval_tokens": config.train.eval_tokens or tokens,
+    }
+
+
+def new_model(model_config: ModelConfig, config: RunConfig, device: Device) -> GPT2 | Modern:
     """The model with its first numbers: with Muon, blocks begin as the identity; with AdamW alone, GPT-2's own."""
     model = GPT(model_config, generator(config.run.seed, "model"))
     if config.optimizer.name == "muon":
@@ -139,6 +174,9 @@ def time_a_step(
     return fastest
 
 
-def reserve_seconds(seconds_per_token: float, eval_tokens: int) -> float:
-    """Time to keep for what follows the last step: the last evaluation (a third of training's products), the save."""
-    return 1.0 + 0.4 * seconds_per_token * eval_tokens
+def reserve_seconds(config: RunConfig, pace: Pace, n_val: int) -> float:
+    """Time to keep for what follows the last step of a run of minutes: the last evaluation (a third of training's
+    products for each of its tokens) and the save."""
+    expected_steps = int(60 * (config.budget.minutes or 0) / pace.step_seconds)
+    tokens = cadence(config, expected_steps, pace.step_seconds, pace.tokens_per_step)["eval_tokens"]
+    return 1.0 + 0.4 * pace.step_seconds / pace.tokens_per_step * min(tokens, n_val)

@@ -8,6 +8,7 @@ spikes themselves (Leys et al. 2013).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from statistics import median
 from typing import Any
 
@@ -15,9 +16,12 @@ import torch
 from torch import nn
 
 from lightwell.config.run import GuardSection
+from lightwell.training.sharding import local
 from lightwell.training.state import TrainState
 
 Event = tuple[str, dict[str, Any]]
+ENOUGH = 16  # losses from which "usual" can be told
+GO_BACKS = 5  # times to go back to the same step before giving up
 
 
 def judge(state: TrainState, section: GuardSection, loss: float, gradient_norm: float, finite: bool) -> list[Event]:
@@ -27,14 +31,12 @@ def judge(state: TrainState, section: GuardSection, loss: float, gradient_norm: 
         return [
             ("nonfinite", {"loss": _said(loss), "gradient_norm": _said(gradient_norm), "in_a_row": state.bad_steps})
         ]
-    z = robust_z(loss, state.recent_losses) if len(state.recent_losses) >= min(16, section.window) else 0.0
-    if z > section.spike_z:
-        if section.spikes == "rewind":
-            state.bad_steps += 1
-        return [("spike", {"loss": loss, "usual": median(state.recent_losses), "z": round(z, 1)})]
-    state.bad_steps = 0
-    state.recent_losses = [*state.recent_losses, loss][-section.window :]
-    return []
+    usual = state.recent_losses
+    state.recent_losses = [*usual, loss][-section.window :]  # spikes too, so that a new level becomes usual
+    z = robust_z(loss, usual) if len(usual) >= min(ENOUGH, section.window) else 0.0
+    spiked = z > section.spike_z
+    state.bad_steps = state.bad_steps + 1 if spiked and section.spikes == "rewind" else 0
+    return [("spike", {"loss": loss, "usual": median(usual), "z": round(z, 1)})] if spiked else []
 
 
 def must_go_back(state: TrainState, section: GuardSection) -> bool:
@@ -49,13 +51,21 @@ def robust_z(value: float, usual: list[float]) -> float:
     return (value - middle) / max(spread, 1e-3)
 
 
-def first_bad_layer(model: nn.Module, ids: torch.Tensor, targets: torch.Tensor) -> str:
-    """The first module, in the order of the forward pass, that makes a number which is not finite from finite ones;
-    "the loss" or "the backward pass" if no module does. Runs the model once more, without a gradient."""
-    found: list[str] = []
+def give_up(state: TrainState) -> bool:
+    """Whether passing over data has been tried so often from this step that something else must be wrong."""
+    return sum(d["kind"] == "skip" and d["at"] == state.step for d in state.decisions) >= GO_BACKS
+
+
+def first_bad_layer(model: nn.Module, forward: Callable[[], float]) -> str | None:
+    """The first module, in the order of the forward pass, whose output is not finite; "the loss" if only that is not.
+
+    `forward()` runs the model once more and returns the loss. None if all of it is finite. A weight that is not finite
+    is named rather than the module that uses it.
+    """
     for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
+        if not torch.isfinite(local(parameter)).all():
             return f"the weight {name}"
+    found: list[str] = []
 
     def look(name: str) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -65,16 +75,14 @@ def first_bad_layer(model: nn.Module, ids: torch.Tensor, targets: torch.Tensor) 
         return hook
 
     hooks = [module.register_forward_hook(look(name)) for name, module in model.named_modules() if name]
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=devices):
-            loss, _ = model(ids, targets)
+        loss = forward()
     finally:
         for handle in hooks:
             handle.remove()
     if found:
         return found[0]
-    return "the backward pass" if math.isfinite(float(loss)) else "the loss"
+    return None if math.isfinite(loss) else "the loss"
 
 
 def _said(number: float) -> float | str:

@@ -6,26 +6,39 @@ JSON), the weights and the optimizer's moments, and these three are what a check
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
 
 from lightwell.config.run import RunConfig
 from lightwell.data.batches import Batches
 from lightwell.evaluation.report import Evaluation
 from lightwell.runtime.device import Device
 from lightwell.runtime.observer import Observer, StepReport
+from lightwell.runtime.seeds import fold
 from lightwell.runtime.world import World
-from lightwell.store.database import RunDatabase
-from lightwell.training.guard import first_bad_layer, judge, must_go_back
+from lightwell.training.guard import first_bad_layer, give_up, judge, must_go_back
 from lightwell.training.optimizer import Optimizer
 from lightwell.training.pace import Pace
+from lightwell.training.record import Record
 from lightwell.training.replicas import Replicas
 from lightwell.training.saver import Saver
-from lightwell.training.schedule import lr_scale
 from lightwell.training.state import TrainState
-from lightwell.training.step import StepResult, to, train_step
+from lightwell.training.step import StepResult, split, to, train_step
+
+EARLY_STOP = 4  # evaluations in a row without a better one
+
+
+class Unread(NamedTuple):
+    """A step whose numbers may still be on their way from the device."""
+
+    step: int
+    data_step: int
+    lr_scale: float
+    result: StepResult
 
 
 @dataclass
@@ -41,7 +54,7 @@ class Training:
     world: World
     pace: Pace
     saver: Saver
-    database: RunDatabase
+    record: Record
     evaluate: Callable[[int | None], Evaluation]
     eval_tokens: int
     micro_batch_size: int
@@ -50,8 +63,8 @@ class Training:
     flops_per_token: float = 0.0
     observers: Sequence[Observer] = ()
     stop: Callable[[], str | None] = lambda: None
-    pending: list[tuple[int, StepResult]] = field(default_factory=list)  # steps whose numbers were not read yet
-    clock: float = 0.0
+    unread: list[Unread] = field(default_factory=list)
+    recorded: int = 0  # decisions that are in the record
 
 
 def run(t: Training) -> str | None:
@@ -59,107 +72,126 @@ def run(t: Training) -> str | None:
 
     The last state is saved either way. What a step does is in step.py; the rest here is deciding when.
     """
-    state = t.state
-    t.pace.begin(state)
-    t.saver.begin(t.pace, state)
-    do_owed_work(t)
-    if state.step == 0:
+    state, reason = t.state, None
+    with t.saver:
+        record_decisions(t)
         t.saver.save(state)
-    reason = None
-    while state.step < t.pace.steps(state) and reason is None:
-        batch = t.batches.batch(state.data_step, t.world.rank, t.world.size)
-        t.clock = time.perf_counter()
-        result = train_step(
-            t.replicas,
-            t.optimizer,
-            batch,
-            micro_batch_size=t.micro_batch_size,
-            lr_scale=lr_scale(state.step, t.pace.steps(state), t.config.schedule, t.pace.warmup(state)),
-            clip=t.config.train.clip,
-            seed=t.config.run.seed,
-            step=state.step,
-            device=t.device,
-            world=t.world,
-            observers=[observer for observer in t.observers if observer.wants(state.step + 1)],
-        )
-        state.step += 1
-        state.tokens += t.pace.tokens_per_step
-        t.pending.append((state.step, result))
-        take_stock(t, lag=1 if t.device.kind == "cuda" else 0)
-        if must_go_back(state, t.config.guard):
-            go_back(t)
-            continue
-        t.pace.replan(state)
-        state.seconds = t.pace.elapsed()
-        reason = stop_reason(t)
-        state.owed = due_work(t)
-        if state.owed or reason or t.saver.due(state):
-            take_stock(t)
-            t.saver.save(state)
         do_owed_work(t)
-        reason = reason or ("overfitting" if overfits(t) else None)
-    take_stock(t)
-    state.owed = []
-    t.saver.save(state)
-    t.saver.finish()
-    return reason
+        while reason is None and not t.pace.finished(state):
+            rate = t.pace.lr_scale(state, state.step)
+            result = train_step(
+                t.replicas,
+                t.optimizer,
+                t.batches.batch(state.data_step, t.world.rank, t.world.size),
+                micro_batch_size=t.micro_batch_size,
+                lr_scale=rate,
+                clip=t.config.train.clip,
+                seed=t.config.run.seed,
+                step=state.step,
+                device=t.device,
+                world=t.world,
+                observers=[observer for observer in t.observers if observer.wants(state.step + 1)],
+            )
+            t.unread.append(Unread(state.step + 1, state.data_step, rate, result))
+            state.step += 1
+            state.tokens += t.pace.tokens_per_step
+            take_stock(t, lag=1 if t.device.kind == "cuda" else 0)
+            if must_go_back(state, t.config.guard):
+                reason = go_back(t)
+                continue
+            t.pace.replan(state)
+            state.seconds = t.pace.elapsed()
+            record_decisions(t)
+            reason = stop_reason(t)
+            state.owed = due_work(t)
+            if state.owed or reason or t.saver.due(state):
+                take_stock(t)
+                t.saver.save(state)
+            if reason is None:
+                do_owed_work(t)
+        take_stock(t)
+        record_decisions(t)
+        t.saver.save(state)
+    early = state.decided("early_stop")
+    return reason or ("overfitting" if early and early["step"] == state.step else None)
 
 
 def take_stock(t: Training, lag: int = 0) -> None:
     """Read the numbers of finished steps, all but the last `lag`: on a GPU reading would wait for the newest."""
-    while len(t.pending) > lag:
-        step, result = t.pending.pop(0)
+    while len(t.unread) > lag:
+        unread = t.unread.pop(0)
+        step, result = unread.step, unread.result
         loss, norm, finite = float(result.loss), float(result.gradient_norm), bool(result.finite)
         events = judge(t.state, t.config.guard, loss, norm, finite)
-        seconds = time.perf_counter() - t.clock
-        rate = t.pace.tokens_per_step / max(t.pace.step_seconds, 1e-9) if step > 2 else t.pace.tokens_per_step / seconds
+        rate = t.pace.tokens_per_step / t.pace.step_seconds
         report = StepReport(
             step=step,
             steps=t.pace.steps(t.state),
             loss=loss,
             gradient_norm=norm,
-            lr_scale=lr_scale(step - 1, t.pace.steps(t.state), t.config.schedule, t.pace.warmup(t.state)),
+            lr_scale=unread.lr_scale,
             tokens=t.state.tokens,
-            seconds=seconds,
+            seconds=t.pace.step_seconds,
             tokens_per_second=rate,
             mfu=rate * t.flops_per_token / t.peak_flops if t.peak_flops else None,
             seconds_left=t.pace.seconds_left(t.state),
             events=events,
         )
         if finite:
-            t.database.add_metrics(step, {"loss": loss, "gradient_norm": norm, "lr_scale": report.lr_scale})
-            t.database.add_metrics(step, {"tokens": t.state.tokens, "tokens_per_second": rate})
+            t.record.add_metrics(step, {"loss": loss, "gradient_norm": norm, "lr_scale": unread.lr_scale})
+            t.record.add_metrics(step, {"tokens": t.state.tokens, "tokens_per_second": rate})
         for kind, details in events:
-            t.database.add_event(step, kind, details | where_it_began(t, step, kind))
+            t.record.add_event(step, kind, details | where_it_began(t, unread, kind))
         for observer in t.observers:
             observer.after_step(report)
 
 
-def where_it_began(t: Training, step: int, kind: str) -> dict[str, Any]:
+def where_it_began(t: Training, bad: Unread, kind: str) -> dict[str, Any]:
     """Which documents were in the batch of a bad step, and the first layer whose output went bad."""
-    batch = t.batches.batch(t.state.data_step - (t.state.step - step) - 1, t.world.rank, t.world.size)
-    documents: dict[str, Any] = {"documents": sorted(set(batch.documents.flatten().tolist()))[:100]}
+    documents = t.batches.batch(bad.data_step).documents
+    found: dict[str, Any] = {"documents": sorted(set(documents.flatten().tolist()))[:100]}
     if kind == "nonfinite":
-        part = slice(0, t.micro_batch_size)
-        with t.device.autocast():
-            layer = first_bad_layer(t.replicas.model, to(batch.ids[part], t.device), to(batch.targets[part], t.device))
-        documents["first_bad_layer"] = layer
-    return documents
+        parts = split(t.batches.batch(bad.data_step, t.world.rank, t.world.size), t.micro_batch_size)
+        layers = [first_bad_layer(t.replicas.model, partial(loss_again, t, bad, part)) for part in range(len(parts))]
+        on_any = [layer for layers in t.world.gather(layers) for layer in layers if layer]
+        found["first_bad_layer"] = on_any[0] if on_any else "the backward pass"
+    return found
 
 
-def go_back(t: Training) -> None:
-    """Return to the last good checkpoint and pass over the data since then. A decision: a resumed run does the same."""
+def loss_again(t: Training, bad: Unread, number: int) -> float:
+    """The loss of one micro-batch of a step, computed once more, with the same dropout masks."""
+    ids, targets = split(t.batches.batch(bad.data_step, t.world.rank, t.world.size), t.micro_batch_size)[number]
+    devices = [t.device.torch_device] if t.device.kind == "cuda" else []
+    with torch.no_grad(), torch.random.fork_rng(devices=devices), t.device.autocast():
+        torch.manual_seed(fold(t.config.run.seed, "dropout", bad.step - 1, t.world.rank, number))
+        loss_sum, _ = t.replicas.model(to(ids, t.device), to(targets, t.device))
+    return float(loss_sum)
+
+
+def go_back(t: Training) -> str | None:
+    """Return to the last good checkpoint and pass over the data since then. A decision: a resumed run does the same.
+
+    After several such attempts from one step it is not the data: then the reason to stop.
+    """
     failed, decisions = t.state.step, t.state.decisions
-    t.pending.clear()
-    t.saver.restore(t.state, t.optimizer)
-    t.state.decisions, t.state.bad_steps = decisions, 0
-    decision = t.state.decide("skip", at=t.state.step, batches=failed - t.state.step)
-    t.database.add_event(t.state.step, "went_back", decision | {"from_step": failed})
+    t.unread.clear()
+    t.saver.restore(t.state)
+    t.state.decisions = decisions
+    t.state.decide("skip", at=t.state.step, batches=failed - t.state.step, from_step=failed)
+    record_decisions(t)
+    return "the numbers stay bad, whatever the data" if give_up(t.state) else None
+
+
+def record_decisions(t: Training) -> None:
+    """Each new decision is an event, so that people and `lightwell runs` see it."""
+    for decision in t.state.decisions[t.recorded :]:
+        t.record.add_event(decision["step"], decision["kind"], decision)
+    t.recorded = len(t.state.decisions)
 
 
 def due_work(t: Training) -> list[str]:
     """What is to be done after this step: said in the checkpoint, so that a run that dies meanwhile still owes it."""
-    step, last = t.state.step, t.state.step == t.pace.steps(t.state)
+    step, last = t.state.step, t.pace.finished(t.state)
     sample_every = t.config.train.sample_every or t.eval_every
     work = {"evaluation": last or step % t.eval_every == 0, "sample": last or step % sample_every == 0}
     return [name for name, due in work.items() if due]
@@ -168,24 +200,33 @@ def due_work(t: Training) -> list[str]:
 def do_owed_work(t: Training) -> None:
     """Evaluate and sample if that is owed. A failure is an event: it never ends training."""
     for name in list(t.state.owed):
+        t.world.at(t.state.step, name)
         try:
             evaluate(t) if name == "evaluation" else sample(t)
-        except (RuntimeError, ValueError, OSError) as error:
-            t.database.add_event(t.state.step, f"{name}_failed", {"error": f"{type(error).__name__}: {error}"})
-        t.state.owed.remove(name)
+        except Exception as error:
+            t.record.add_event(t.state.step, f"{name}_failed", {"error": f"{type(error).__name__}: {error}"})
+        t.state.owed = [other for other in t.state.owed if other != name]
 
 
 def evaluate(t: Training) -> None:
-    found = t.evaluate(t.eval_tokens)
-    values = {"heldout.loss": found.loss, "heldout.bits_per_byte": found.bits_per_byte}
-    t.database.add_metrics(t.state.step, values)
-    if t.state.best_loss is None or found.loss < t.state.best_loss:
-        t.state.best_loss, t.state.evaluations_since_best = found.loss, 0
-        t.saver.best_step = t.state.step
+    """Measure the held-out part, remember the best, and decide to stop when it has been over for long."""
+    try:
+        found = asdict(t.evaluate(t.eval_tokens))
+    except Exception as error:  # told to all processes before it is raised, so that none waits for another
+        found = {"error": f"{type(error).__name__}: {error}"}
+    found, state = t.world.agree(found), t.state
+    if "error" in found:
+        raise RuntimeError(found["error"])
+    values = {"heldout.loss": found["loss"], "heldout.bits_per_byte": found["bits_per_byte"]}
+    t.record.add_metrics(state.step, values)
+    if state.best_loss is None or found["loss"] < state.best_loss:
+        state.best_loss, state.best_step, state.evaluations_since_best = found["loss"], state.step, 0
     else:
-        t.state.evaluations_since_best += 1
+        state.evaluations_since_best += 1
+    if t.config.train.early_stop and state.evaluations_since_best >= EARLY_STOP and not t.pace.finished(state):
+        state.decide("early_stop")  # going on would only learn the text by heart
     for observer in t.observers:
-        observer.after_evaluation(t.state.step, values)
+        observer.after_evaluation(state.step, values)
 
 
 def sample(t: Training) -> None:
@@ -193,12 +234,7 @@ def sample(t: Training) -> None:
         observer.sample(t.state.step, t.replicas.model)
 
 
-def overfits(t: Training) -> bool:
-    """Whether the held-out loss has risen for so long that going on would only learn the text by heart."""
-    return t.config.train.early_stop and t.state.evaluations_since_best >= 4
-
-
 def stop_reason(t: Training) -> str | None:
     """Why to stop now, agreed by all processes: any one of them may have been told."""
-    reason = t.stop()
+    reason = t.stop() or t.saver.trouble()
     return (reason or "interrupted") if t.world.any(reason is not None) else None

@@ -13,6 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightwell.training.sharding import local, part_of, whole
+
 Coefficients = tuple[tuple[float, float, float], ...]
 
 POLAR_EXPRESS: Coefficients = (
@@ -58,27 +60,33 @@ class Muon:
         self.splits = splits
         self.momentum = momentum
         self.dtype = dtype
-        self.buffers = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+        self.buffers = {name: torch.zeros_like(local(weight)) for name, weight in weights.items()}
 
     @torch.no_grad()
     def step(self, learning_rate: float, weight_decay: float, apply: Tensor) -> None:
-        """One update from each weight's `.grad`. `apply`: 0-D bool; where False nothing changes, without a wait."""
-        by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
+        """One update from each weight's `.grad`. `apply`: 0-D bool; where False nothing changes, without a wait.
+
+        Of sharded weights each process has some rows; the momentum too. The matrix to orthogonalise is gathered whole.
+        """
+        by_shape: dict[torch.Size, list[Tensor]] = {}
+        updates: dict[str, Tensor] = {}
         for name, weight in self.weights.items():
             if weight.grad is None:
                 continue
             buffer = self.buffers[name]
-            gradient = torch.where(apply, weight.grad, buffer)
+            gradient = torch.where(apply, local(weight.grad), buffer)
             buffer.lerp_(gradient, 1 - self.momentum)
             lookahead = gradient.lerp(buffer, self.momentum)  # Nesterov's: where the momentum will be
-            rows = self.splits.get(name, [weight.shape[0]])
-            for part, update in zip(weight.split(rows), lookahead.split(rows)):
-                by_shape.setdefault(part.shape, []).append((part, update))
-        for shape, pairs in by_shape.items():
-            stacked = torch.stack([update for _, update in pairs]).to(self.dtype)
-            updates = orthogonalise(stacked).to(pairs[0][0].dtype)
+            updates[name] = whole(lookahead, weight)
+            for part in updates[name].split(self.splits.get(name, [weight.shape[0]])):
+                by_shape.setdefault(part.shape, []).append(part)
+        for shape, parts in by_shape.items():
+            turned = orthogonalise(torch.stack(parts).to(self.dtype)).to(parts[0].dtype)
             # A tall matrix has few columns to share its size: scaled so that outputs move as much in every shape.
-            scale = learning_rate * max(1.0, shape[0] / shape[1]) ** 0.5
-            for (weight, _), update in zip(pairs, updates):
-                change = update.mul_(scale).add_(weight, alpha=learning_rate * weight_decay)
-                weight.sub_(torch.where(apply, change, 0.0))
+            turned *= learning_rate * max(1.0, shape[0] / shape[1]) ** 0.5
+            for part, update in zip(parts, turned):
+                part.copy_(update)
+        for name, update in updates.items():
+            weight = local(self.weights[name])
+            change = part_of(update, self.weights[name]).add_(weight, alpha=learning_rate * weight_decay)
+            weight.sub_(torch.where(apply, change, 0.0))

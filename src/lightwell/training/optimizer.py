@@ -6,6 +6,7 @@ Weight decay is for matrices: biases and norms have nothing to shrink. AdamW is 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from lightwell.config.gpt import GPTConfig, ModelConfig
 from lightwell.config.run import OptimizerSection
 from lightwell.runtime.device import Device
 from lightwell.training.muon import Muon
+from lightwell.training.sharding import local, part_of, whole
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Optimizer:
     def __init__(self, model: nn.Module, config: ModelConfig, section: OptimizerSection, rates: Rates, device: Device):
         self.rates = rates
         self.names = dict(model.named_parameters())  # a tied weight once
+        self.here = {name: local(p) for name, p in self.names.items()}  # this process's rows, if sharded
         hidden = {name for name, p in self.names.items() if section.name == "muon" and is_hidden_matrix(name, p)}
         self.muon = Muon(
             {name: self.names[name] for name in sorted(hidden)},
@@ -40,10 +43,10 @@ class Optimizer:
             section.momentum,
             device.dtype,
         )
-        rest = [(name, p) for name, p in self.names.items() if name not in hidden]
+        rest = [p for name, p in self.here.items() if name not in hidden]
         groups = [
-            {"params": [p for _, p in rest if p.ndim >= 2], "weight_decay": rates.adamw_decay},
-            {"params": [p for _, p in rest if p.ndim < 2], "weight_decay": 0.0},
+            {"params": [p for p in rest if p.ndim >= 2], "weight_decay": rates.adamw_decay},
+            {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
         ]
         self.adamw = torch.optim.AdamW(
             groups, lr=rates.adamw, betas=(section.beta1, section.beta2), eps=section.eps, fused=True
@@ -54,33 +57,39 @@ class Optimizer:
         neither weights nor moments, and no one waits for the device to find out."""
         for group in self.adamw.param_groups:
             group["lr"] = self.rates.adamw * lr_scale
+        for name, p in self.names.items():
+            self.here[name].grad = None if p.grad is None else local(p.grad)
         # the fused kernel then skips, as it does under a GradScaler
         self.adamw.found_inf = (~apply).float()  # type: ignore[attr-defined]
         self.adamw.step()
         self.muon.step(self.rates.muon * lr_scale, self.rates.muon_decay, apply)
 
     def zero_grad(self) -> None:
-        for parameter in self.names.values():
-            parameter.grad = None
+        for tensors in (self.names, self.here):
+            for tensor in tensors.values():
+                tensor.grad = None
 
-    def state_tensors(self) -> dict[str, Tensor]:
-        """Everything the next step depends on, by name: "muon.<parameter>", "exp_avg.<parameter>" and so on."""
-        tensors = {f"muon.{name}": buffer for name, buffer in self.muon.buffers.items()}
-        for name, parameter in self.names.items():
-            for key, value in self.adamw.state.get(parameter, {}).items():
-                tensors[f"{key}.{name}"] = value
-        return tensors
+    def state_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Everything the next step depends on, by name: "muon.<parameter>", "exp_avg.<parameter>" and so on.
 
-    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Undo `state_tensors`. Raises KeyError for a name that is not ours."""
+        Sharded ones are gathered one by one, which takes all processes.
+        """
+        for name, buffer in self.muon.buffers.items():
+            yield f"muon.{name}", whole(buffer, self.names[name])
+        for name, p in self.here.items():
+            for key, value in self.adamw.state.get(p, {}).items():
+                yield f"{key}.{name}", whole(value, self.names[name])
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Undo `state_tensors`: what was there before is forgotten. Raises KeyError for a name that is not ours."""
+        self.adamw.state.clear()
         for full_name, tensor in tensors.items():
             key, _, name = full_name.partition(".")
+            part = part_of(tensor.to(self.here[name].device), self.names[name])
             if key == "muon":
-                self.muon.buffers[name].copy_(tensor)
-            else:
-                parameter = self.names[name]
-                # the count of steps is a float32 number on the CPU or beside the parameter, the rest is shaped like it
-                self.adamw.state[parameter][key] = tensor.to(parameter.device, copy=True)
+                self.muon.buffers[name].copy_(part)
+            else:  # the count of steps is one float32 number, the rest is shaped like the parameter
+                self.adamw.state[self.here[name]][key] = part.clone()
 
 
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:

@@ -1,7 +1,8 @@
 """How many steps a run has: from its budget, and for a budget of minutes from how fast steps turn out to be.
 
 The number of steps is a decision, taken before the first step and re-planned, while the rate has not begun to fall,
-whenever a further tenth of the time has passed: the learning rate depends on where the end is.
+whenever a further twentieth of the time has passed: the learning rate depends on where the end is. A finished run may
+be extended: the new steps then have a schedule of their own, and what was decayed is not repeated.
 """
 
 from __future__ import annotations
@@ -10,8 +11,12 @@ import math
 import time
 
 from lightwell.config.run import BudgetSection, ScheduleSection
-from lightwell.training.schedule import decay_begin, warmup_length
+from lightwell.errors import UserError
+from lightwell.runtime.world import World
+from lightwell.training.schedule import decay_begin, extension, lr_scale, warmup_length
 from lightwell.training.state import TrainState
+
+REPLAN_EVERY = 0.05  # of the minutes
 
 
 class Pace:
@@ -28,6 +33,7 @@ class Pace:
         step_seconds: float = 1.0,
         reserve: float = 0.0,
         began: float | None = None,
+        world: World | None = None,
     ) -> None:
         self.budget = budget
         self.schedule = schedule
@@ -35,6 +41,7 @@ class Pace:
         self.step_seconds = step_seconds
         self.reserve = reserve
         self.began = time.perf_counter() if began is None else began
+        self.world = world or World()
         self.before = 0.0  # seconds of earlier sittings
         self._first: tuple[int, float] | None = None  # step and time from which speed is measured
         self._resumed = False
@@ -44,24 +51,43 @@ class Pace:
         self.before = state.seconds
         self._resumed = state.decided("steps") is not None
         if not self._resumed:
-            steps = self._steps_now(state)
-            state.decide(
-                "steps", steps=steps, warmup=warmup_length(steps, self.schedule), elapsed=round(self.elapsed(), 1)
-            )
+            steps = self.world.agree(self._steps_now(state))
+            state.decide("steps", steps=steps, warmup=warmup_length(steps, self.schedule))
+            self._planned = self.elapsed()
 
-    def expected_steps(self, state: TrainState) -> int:
-        """The steps decided, or those that would be decided now."""
-        decision = state.decided("steps")
-        return decision["steps"] if decision else self._steps_now(state)
+    def extend(self, state: TrainState, more: int) -> None:
+        """Add `more` steps to a finished run. Asked again after an interruption, it goes on with those steps.
+
+        Raises UserError for a run that has not come to its end.
+        """
+        last = state.decided("steps", "extended")
+        if last and last["kind"] == "extended" and last["steps"] == last["begin"] + more and state.step < last["steps"]:
+            return
+        if last is None or not self.finished(state):
+            end = "the end" if last is None else f"step {last['steps']}"
+            raise UserError(
+                f"expected a finished run to extend, got one at step {state.step} that goes on to {end}.",
+                "Let it end first: resume it without --extend-steps.",
+            )
+        begin, steps = state.step, state.step + more
+        state.decide("extended", begin=begin, steps=steps, warmup=warmup_length(more, extension(self.schedule)))
 
     def steps(self, state: TrainState) -> int:
-        decision = state.decided("steps")
-        assert decision is not None, "begin() was not called"
-        return decision["steps"]
+        """The number of the last step, as decided."""
+        return _last(state)["steps"]
 
-    def warmup(self, state: TrainState) -> int:
-        """Fixed by the first decision, so that re-planning never changes a rate of the past."""
-        return next(d["warmup"] for d in state.decisions if d["kind"] == "steps")
+    def finished(self, state: TrainState) -> bool:
+        """Whether the run has come to its end: its last step, or an early stop after the last extension."""
+        early, last = state.decided("early_stop"), _last(state)
+        return state.step >= last["steps"] or (early is not None and early["step"] > last["step"])
+
+    def lr_scale(self, state: TrainState, step: int) -> float:
+        """The share of the peak rate with which step number `step` (from 0) is made."""
+        last = _last(state)
+        if last["kind"] == "extended":
+            begin = last["begin"]
+            return lr_scale(step - begin, last["steps"] - begin, extension(self.schedule), last["warmup"])
+        return lr_scale(step, last["steps"], self.schedule, last["warmup"])
 
     def elapsed(self) -> float:
         """Seconds that the run has taken so far, over all sittings."""
@@ -71,21 +97,27 @@ class Pace:
         return (self.steps(state) - state.step) * self.step_seconds
 
     def replan(self, state: TrainState) -> None:
-        """After a step: measure, and move the end if the time says so and the rate may still be told."""
+        """After a step: measure, and move the end if the time says so and the rate may still be told.
+
+        The warm-up stays as first decided, so that a new end never changes a rate of the past. A run that was resumed
+        keeps its end: time that passed in between is no measure.
+        """
         now = time.perf_counter()
         if self._first is None:
             self._first = (state.step, now)  # the first step warms up caches and is not typical
             return
-        self.step_seconds = (now - self._first[1]) / (state.step - self._first[0])
-        last = state.decided("steps")
-        assert last is not None
-        budget_seconds = 60 * (self.budget.minutes or 0)
-        if self._resumed or not budget_seconds or self.elapsed() < last["elapsed"] + 0.05 * budget_seconds:
+        self.step_seconds = (now - self._first[1]) / max(1, state.step - self._first[0])
+        if self._resumed or not self.budget.minutes:
             return
-        steps = self._steps_now(state)
-        movable = decay_begin(min(steps, last["steps"]), self.schedule, self.warmup(state))
+        due = self.elapsed() >= self._planned + REPLAN_EVERY * 60 * self.budget.minutes
+        if not self.world.any(due):  # clocks differ: whoever finds it due makes it so for all
+            return
+        self._planned = self.elapsed()
+        last = _last(state)
+        steps = self.world.agree(self._steps_now(state))
+        movable = decay_begin(min(steps, last["steps"]), self.schedule, last["warmup"])
         if state.step < movable and steps != last["steps"]:
-            state.decide("steps", steps=steps, warmup=last["warmup"], elapsed=round(self.elapsed(), 1))
+            state.decide("steps", steps=steps, warmup=last["warmup"])
 
     def _steps_now(self, state: TrainState) -> int:
         if self.budget.steps:
@@ -94,3 +126,9 @@ class Pace:
             return math.ceil(self.budget.tokens / self.tokens_per_step)
         seconds = 60 * (self.budget.minutes or 10.0) - self.reserve - self.elapsed()
         return state.step + max(1, math.floor(seconds / self.step_seconds))
+
+
+def _last(state: TrainState) -> dict[str, int]:
+    decision = state.decided("steps", "extended")
+    assert decision is not None, "begin() was not called"
+    return decision

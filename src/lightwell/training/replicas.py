@@ -7,7 +7,7 @@ Gradients travel only at the last micro-batch of a step.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,23 +15,24 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from lightwell.runtime.world import World
+from lightwell.training.sharding import is_sharded, local, part_of
 
 
 class Replicas:
     """`model` is the plain module; `forward(ids, targets)` runs it in the way that these processes need.
 
-    kind: "data" or "sharded", for several processes. compile: run the forward pass through torch.compile.
+    kind: "data" or "sharded" ("auto": data), for several processes. compile: run the forward pass through
+    torch.compile.
     """
 
-    def __init__(self, model: nn.Module, world: World, kind: str = "data", compile: bool = False) -> None:
+    def __init__(self, model: nn.Module, world: World, kind: str = "auto", compile: bool = False) -> None:
         self.model = model
-        self.world = world
-        self.kind = kind if world.size > 1 else "alone"
+        self.kind = "alone" if world.size == 1 else "sharded" if kind == "sharded" else "data"
+        if self.kind == "sharded":
+            shard(model)
         self.forward: Callable[..., Any] = torch.compile(model, dynamic=False) if compile else model
         if self.kind == "data":
             self.forward = nn.parallel.DistributedDataParallel(self.forward)
-        elif self.kind == "sharded":
-            shard(model)
 
     def communicate(self, when: bool) -> contextlib.AbstractContextManager[Any]:
         """A context for one forward and backward pass: gradients are shared only `when` it is the last of a step."""
@@ -45,17 +46,33 @@ class Replicas:
         """Scale all gradients so that their joint norm is at most `largest` (0: leave them); their norm before."""
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm = get_total_norm([p.grad for p in parameters], foreach=True)  # type: ignore[misc]
-        if hasattr(norm, "full_tensor"):  # sharded: each process saw its own part
+        if is_sharded(norm):  # each process saw its own part
             norm = norm.full_tensor()
         if largest > 0:
             clip_grads_with_norm_(parameters, largest, norm, foreach=True)
         return norm
 
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Every weight whole, one by one, so that any number of processes can go on from them; on all processes."""
+        for name, tensor in self.model.state_dict().items():
+            yield name, tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+    @torch.no_grad()
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Set the model's weights to whole ones."""
+        if self.kind != "sharded":
+            self.model.load_state_dict(weights)
+            return
+        for name, parameter in self.model.named_parameters():  # a tied weight once
+            local(parameter).copy_(part_of(weights[name].to(parameter.device), parameter))
+
 
 def shard(model: nn.Module) -> None:
     """Spread every weight over all processes, block by block; each block is gathered while it is used."""
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    for block in model.blocks:  # type: ignore[union-attr]
-        fully_shard(block)
-    fully_shard(model)
+    mesh = init_device_mesh(next(model.parameters()).device.type, (torch.distributed.get_world_size(),))
+    for block in model.get_submodule("blocks").children():
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)

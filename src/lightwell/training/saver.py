@@ -1,116 +1,149 @@
-"""When and how a run is saved: often enough that little can be lost, seldom enough that it costs little."""
+"""When and how a run is saved: often enough that little can be lost, seldom enough that it costs little.
+
+A checkpoint is copied in memory and written by a thread (store/background.py): training waits for the copy only.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import queue
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
-from torch import Tensor, nn
-
 from lightwell.config.run import CheckpointSection
-from lightwell.errors import LightwellError, RunError, StoppedEarly
+from lightwell.errors import RunError, StoppedEarly
 from lightwell.runtime.observer import Observer
 from lightwell.runtime.world import World
-from lightwell.store.checkpoint import Checkpoint, write_checkpoint
-from lightwell.store.checkpoints import read_newest, rotate
-from lightwell.store.database import RunDatabase
+from lightwell.store.background import BackgroundWriter
+from lightwell.store.checkpoint import Checkpoint, read_checkpoint
+from lightwell.store.checkpoints import read_newest
 from lightwell.training.optimizer import Optimizer
-from lightwell.training.pace import Pace
+from lightwell.training.record import Record
+from lightwell.training.replicas import Replicas
 from lightwell.training.state import TrainState
 
 AT_RISK_SECONDS, AT_RISK_SHARE = 300.0, 0.02  # the most work that may be lost, whichever is less
-FAILURES_ALLOWED = 3  # saves that may fail in a row
+
+
+def save_every(steps: int, step_seconds: float) -> int:
+    """Steps between two saves, so that no more can be lost than may be."""
+    return max(1, int(min(AT_RISK_SECONDS / max(step_seconds, 1e-6), AT_RISK_SHARE * steps)))
 
 
 class Saver:
-    """Writes checkpoints of `model` and `optimizer` into `run`; only the main process does."""
+    """Saves `replicas` and `optimizer` into `run`; the main process writes. `every`: steps between two saves.
+
+    A context manager: leaving it finishes the save under way, and after an orderly end raises StoppedEarly if the last
+    state could not be saved.
+    """
 
     def __init__(
         self,
         run: Path,
-        model: nn.Module,
+        replicas: Replicas,
         optimizer: Optimizer,
         section: CheckpointSection,
         world: World,
-        database: RunDatabase,
+        record: Record,
         about: dict[str, Any],
         observers: Sequence[Observer] = (),
     ) -> None:
-        self.run, self.model, self.optimizer, self.section = run, model, optimizer, section
-        self.world, self.database, self.about, self.observers = world, database, about, observers
-        self.best_step: int | None = None
-        self.last_step = -1
+        self.run, self.replicas, self.optimizer = run, replicas, optimizer
+        self.world, self.record, self.about, self.observers = world, record, about, observers
         self.every = 1
-        self.failures = 0
-
-    def begin(self, pace: Pace, state: TrainState) -> None:
-        """Decide how many steps lie between two saves; the same on every process."""
-        by_time = AT_RISK_SECONDS / max(pace.step_seconds, 1e-6)
-        every = self.section.every or max(1, int(min(by_time, AT_RISK_SHARE * pace.steps(state))))
-        self.every = int(self.world.agree(every))  # type: ignore[call-overload]
+        self._happened: queue.SimpleQueue[tuple[int, str, dict[str, Any]]] = queue.SimpleQueue()
+        self._writer = BackgroundWriter(run, section.keep, self._on_event) if world.is_main else None
+        self._saved: dict[str, Any] | None = None  # the state as last saved
 
     def due(self, state: TrainState) -> bool:
-        """Whether more work is at risk than may be lost."""
-        return state.step - self.last_step >= self.every
+        """Whether more work is at risk than may be lost. Not amid bad steps: what is bad is not worth keeping."""
+        return not state.bad_steps and (self._saved is None or state.step - self._saved["step"] >= self.every)
 
     def save(self, state: TrainState) -> None:
-        """Save now, unless this step is saved already. A failure is an event; three in a row end the run."""
-        if state.step == self.last_step and not state.owed:
+        """Have the state saved, unless it is as last saved. Returns when it is copied."""
+        now = state.to_json()
+        if self._saved == now:
             return
-        weights, moments = full_tensors(self.model.state_dict()), full_tensors(self.optimizer.state_tensors())
-        self.last_step = state.step
-        if not self.world.is_main:
+        self._saved = now
+        self.world.at(state.step, "saving")
+        if self._writer is None:
+            for _ in self.replicas.weights():  # gathering whole tensors takes all processes
+                pass
+            for _ in self.optimizer.state_tensors():
+                pass
             return
-        self.database.flush(durable=True)
+        self.record.flush(durable=True)
+        self._writer.best_step = state.best_step
+        with suppress(StoppedEarly):  # `trouble` says so at the next step, to all processes
+            self._writer.submit(state.step, self.replicas.weights(), self.optimizer.state_tensors(), now, self.about)
+
+    def trouble(self) -> str | None:
+        """Why saving has failed for good, if it has; passes on what the writing thread has said. For every step."""
+        self._drain()
+        if self._writer is None:
+            return None
         try:
-            path = write_checkpoint(self.run, state.step, weights, moments, state.to_json(), self.about)
-            rotate(self.run, self.section.keep, self.best_step, report=self._report)
-        except (LightwellError, OSError) as error:
-            self._failed(state, error)
-            return
-        self.failures = 0
-        for observer in self.observers:
-            observer.after_checkpoint(state.step, str(path))
+            self._writer.check()
+        except StoppedEarly:
+            return "saving failed"
+        return None
 
-    def restore(self, state: TrainState, optimizer: Optimizer) -> None:
-        """Put the newest good checkpoint back into model, optimizer and `state`. Raises RunError if there is none."""
-        checkpoint = read_newest(self.run, self._report, set_aside=self.world.is_main)
-        if checkpoint is None:
-            raise RunError(f"expected a good checkpoint in {self.run}, found none.", "The run must begin again.")
-        load_checkpoint(checkpoint, self.model, optimizer, state)
-        self.last_step = state.step
+    def restore(self, state: TrainState) -> None:
+        """Put the newest good checkpoint back into weights, moments and `state`. Raises RunError if there is none."""
 
-    def finish(self) -> None:
-        """Wait for what is still being written."""
-        self.database.flush(durable=True)
+        if self._writer is not None:
+            self._writer.wait()
+        self.load(read_for_all(self.run, self.world, self._broken), state)
 
-    def _failed(self, state: TrainState, error: Exception) -> None:
-        self.failures += 1
-        self.last_step = -1  # so that the next occasion tries again
-        self.database.add_event(state.step, "save_failed", {"error": str(error), "in_a_row": self.failures})
-        if self.failures >= FAILURES_ALLOWED:
-            raise StoppedEarly(
-                f"saving failed {self.failures} times in a row at step {state.step}: {error}",
-                f"Everything up to the last good checkpoint is safe. Go on with: lightwell resume {self.run}",
-            ) from error
+    def load(self, checkpoint: Checkpoint, state: TrainState) -> None:
+        """Set weights, moments and `state` to what a checkpoint holds."""
+        self.replicas.load_weights(checkpoint.model)
+        self.optimizer.load_state_tensors(checkpoint.optimizer)
+        state.become(checkpoint.state)
+        self._saved = state.to_json()
 
-    def _report(self, sentence: str) -> None:
-        self.database.add_event(max(0, self.last_step), "broken_checkpoint", {"found": sentence})
+    def __enter__(self) -> Saver:
+        return self
 
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._writer is not None:
+            try:
+                self._writer.__exit__(kind, error, at)
+            finally:
+                self._drain()
+                self.record.flush(durable=True)
 
-def load_checkpoint(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer, state: TrainState) -> None:
-    """Set model, optimizer and `state` to what a checkpoint holds."""
-    model.load_state_dict(checkpoint.model)
-    optimizer.load_state_tensors(checkpoint.optimizer)
-    for key, value in vars(TrainState.from_json(checkpoint.state)).items():
-        setattr(state, key, value)
+    def _on_event(self, step: int, kind: str, details: dict[str, Any]) -> None:
+        self._happened.put((step, kind, details))  # in the writing thread
 
+    def _broken(self, sentence: str) -> None:
+        self.record.add_event(self._saved["step"] if self._saved else 0, "checkpoint_broken", {"error": sentence})
 
-def full_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Sharded tensors gathered whole, one by one, so that any number of processes can go on from them."""
-    return {name: tensor.full_tensor() if is_sharded(tensor) else tensor for name, tensor in tensors.items()}  # type: ignore[attr-defined]
+    def _drain(self) -> None:
+        while not self._happened.empty():
+            step, kind, details = self._happened.get()
+            if kind != "saved":
+                self.record.add_event(step, kind, details)
+                continue
+            for observer in self.observers:
+                observer.after_checkpoint(step, details["path"])
 
 
-def is_sharded(tensor: Tensor) -> bool:
-    return hasattr(tensor, "full_tensor")
+def read_for_all(run: Path, world: World, report: Callable[[str], None]) -> Checkpoint:
+    """The newest good checkpoint, on every process: the main one finds it, the others read the same.
+
+    Raises RunError if there is none. Broken ones are set aside and told to `report`.
+    """
+    found: list[Checkpoint] = []
+
+    def find() -> str:
+        newest = read_newest(run, report)
+        if newest is None:
+            raise RunError(f"expected a good checkpoint in {run}, found none.", "The run must begin again.")
+        found.append(newest)
+        return str(newest.path)
+
+    path = Path(world.on_main(find))
+    return found[0] if found else read_checkpoint(path)

@@ -10,6 +10,8 @@ import math
 
 from lightwell.config.run import ScheduleSection
 
+EXTENSION_WARMUP = 0.01  # share of the new steps over which the rate of an extended run rises again
+
 
 def lr_scale(step: int, steps: int, schedule: ScheduleSection, warmup_steps: int | None = None) -> float:
     """Share of the peak rate for step number `step` (from 0) of `steps`.
@@ -40,3 +42,11 @@ def decay_begin(steps: int, schedule: ScheduleSection, warmup_steps: int) -> int
     if schedule.name == "wsd":
         return max(warmup_steps, steps - math.floor(schedule.decay * steps))
     return warmup_steps if schedule.name == "cosine" else steps
+
+
+def extension(schedule: ScheduleSection) -> ScheduleSection:
+    """The schedule of the steps that are added to a finished run: up again over 1%, constant, then a decay as before.
+
+    A cosine cannot be gone on with, having come down: what is added is constant-then-decay for every run.
+    """
+    return schedule.model_copy(update={"name": "wsd", "warmup": EXTENSION_WARMUP})

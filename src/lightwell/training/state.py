@@ -20,10 +20,11 @@ class TrainState:
     tokens: int = 0
     seconds: float = 0.0
     decisions: list[Decision] = field(default_factory=list)
-    bad_steps: int = 0  # steps with non-finite numbers in a row, up to now
+    bad_steps: int = 0  # bad steps in a row, up to now
     recent_losses: list[float] = field(default_factory=list)  # for telling a spike from the usual
     owed: list[str] = field(default_factory=list)  # what was due at this step and not done when it was saved
     best_loss: float | None = None  # of held-out evaluations so far
+    best_step: int | None = None
     evaluations_since_best: int = 0
 
     def decide(self, kind: str, **details: Any) -> Decision:
@@ -32,19 +33,19 @@ class TrainState:
         self.decisions.append(decision)
         return decision
 
-    def decided(self, kind: str) -> Decision | None:
-        """The last decision of a kind."""
-        return next((decision for decision in reversed(self.decisions) if decision["kind"] == kind), None)
+    def decided(self, *kinds: str) -> Decision | None:
+        """The last decision of these kinds."""
+        return next((decision for decision in reversed(self.decisions) if decision["kind"] in kinds), None)
 
     @property
     def data_step(self) -> int:
         """Which batch the next step takes: the step's own number, past every window of data that was skipped."""
-        skipped = (d["batches"] for d in self.decisions if d["kind"] == "skip" and d["at"] <= self.step)
-        return self.step + sum(skipped)
+        return self.step + sum(d["batches"] for d in self.decisions if d["kind"] == "skip" and d["at"] <= self.step)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    @classmethod
-    def from_json(cls, raw: dict[str, Any]) -> TrainState:
-        return cls(**raw)
+    def become(self, raw: dict[str, Any]) -> None:
+        """Take over what `to_json` gave, from this version or an older one."""
+        for key, value in asdict(TrainState(**raw)).items():
+            setattr(self, key, value)

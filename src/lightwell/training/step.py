@@ -1,6 +1,6 @@
 """One training step: forward, loss, backward, clip, update. Everything before and after it is book-keeping.
 
-    B  batch: sequences of the step in this process      T  time: context_length      M  micro-batches
+    B  batch: sequences of the step in this process      T  time: context_length
 
 The gradient is that of the mean loss over every target token of the step, over all micro-batches and processes: each
 micro-batch gives a *sum* of losses, divided by the number of targets in the whole step. A mean of means would weigh
@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightwell.data.batches import IGNORE, Batch
 from lightwell.runtime.device import Device
 from lightwell.runtime.observer import Observer
 from lightwell.runtime.seeds import fold
@@ -36,7 +36,7 @@ class StepResult:
 def train_step(
     replicas: Replicas,
     optimizer: Optimizer,
-    batch: Any,
+    batch: Batch,
     *,
     micro_batch_size: int,
     lr_scale: float,
@@ -51,21 +51,23 @@ def train_step(
 
     batch: `ids` and `targets` (B, T), targets -100 where none counts. `seed` and `step` fix the dropout masks.
     """
-    n_targets = world.sum((batch.targets != -100).sum())  # counted before the batch moves: no wait for the device
-    loss = torch.zeros((), device=device.torch_device)
+    n_targets = world.sum((batch.targets != IGNORE).sum()).item()  # before the batch moves: no wait for the device
+    losses = []
     parts = split(batch, micro_batch_size)
     for observer in observers:
         observer.before_forward(replicas.model, batch)
     for number, (ids, targets) in enumerate(parts):
+        world.at(step, f"micro-batch {number + 1} of {len(parts)}")
         torch.manual_seed(fold(seed, "dropout", step, world.rank, number))
         with replicas.communicate(when=number == len(parts) - 1), device.autocast():
             loss_sum, _ = replicas.forward(to(ids, device), to(targets, device))
-            share = loss_sum / n_targets.item()
+            share = loss_sum / n_targets
             (share * world.size).backward()  # replicas average their gradients; we want the sum
-        loss += share.detach()
+        losses.append(share.detach())
     for observer in observers:
         observer.after_backward(replicas.model)
-    loss = world.sum(loss)
+    world.at(step, "update")
+    loss = world.sum(torch.stack(losses).sum())
     norm = replicas.clip_gradients(clip)
     finite = torch.isfinite(norm) & torch.isfinite(loss)  # the same on every process, since both numbers are
     optimizer.step(lr_scale, apply=finite)
@@ -73,7 +75,7 @@ def train_step(
     return StepResult(loss, norm, finite)
 
 
-def split(batch: Any, micro_batch_size: int) -> list[tuple[Tensor, Tensor]]:
+def split(batch: Batch, micro_batch_size: int) -> list[tuple[Tensor, Tensor]]:
     """The batch in pieces of at most `micro_batch_size` sequences."""
     return list(zip(batch.ids.split(micro_batch_size), batch.targets.split(micro_batch_size)))
 
