@@ -18,7 +18,7 @@ from lightwell.errors import SpaceError, StoppedEarly, UserError
 from lightwell.store import background as module
 from lightwell.store.background import BackgroundWriter
 from lightwell.store.checkpoint import read_checkpoint
-from lightwell.store.checkpoints import list_checkpoints, newest_good, read_newest, step_of
+from lightwell.store.checkpoints import list_checkpoints, read_newest, step_of
 
 
 class Events(list):

@@ -35,11 +35,11 @@ def write_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
     Raises UserError if `final` exists (without `replace`) or may not be written, SpaceError if the disk is full.
     """
     final = Path(final)
-    if not replace and os.path.lexists(final):
-        raise UserError(f"expected {final} not to exist yet, got one that does.", "Choose another name, or remove it.")
     with os_errors(f"write {final}"):
         make_dirs(final.parent)
         recover(final)
+        if not replace and os.path.lexists(final):
+            raise UserError(f"expected {final} not to exist yet, got one that does.", "Choose another, or remove it.")
         with _temporary(final) as temporary:
             ops.make_dir(temporary)
             yield temporary

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 import tomllib
 from itertools import pairwise
 from pathlib import Path
@@ -44,7 +45,7 @@ def read_json(
 
 def parse_json(text: bytes, where: str, max_depth: int = MAX_DEPTH, error: type[UserError] = DamagedError) -> Any:
     """The value of a JSON text that came from `where`. Raises `error` if it is too deep or not JSON."""
-    if json_depth(text) > max_depth:
+    if json_depth(text, enough=max_depth + 1) > max_depth:
         raise error(f"expected JSON at most {max_depth} levels deep in {where}, got more.")
     try:
         return json.loads(text.decode("utf-8"), parse_constant=_no_constant)
@@ -116,14 +117,19 @@ def _are_sizes(values: Any) -> bool:
     )
 
 
-def json_depth(text: bytes) -> int:
-    """How deep the brackets of a JSON text nest, counted without recursion; brackets in strings are not counted."""
+def json_depth(text: bytes, enough: int = sys.maxsize) -> int:
+    """How deep the brackets of a JSON text nest, counted without recursion; at `enough` the counting stops.
+
+    Brackets in strings are not counted.
+    """
     depth = deepest = 0
     for match in _STRING_OR_BRACKET.finditer(text):
         sign = match[0][:1]
         if sign in b"[{":
             depth += 1
             deepest = max(deepest, depth)
+            if deepest >= enough:
+                break
         elif sign in b"]}":
             depth -= 1
     return deepest

@@ -59,24 +59,28 @@ def lock_folder(folder: Path) -> Iterator[Lock]:
 
 
 def holder(folder: Path) -> dict[str, Any] | None:
-    """Who has the lock of `folder` ({"pid", "host", "time"}), or None if it is free. For listings."""
+    """Who has the lock of `folder` ({"pid", "host", "time"}), or None if it is free. For listings.
+
+    The system is asked by trying to lock, but only when the file names somebody who may be alive: then the attempt
+    fails and disturbs nobody.
+    """
     path = safe_join(folder, NAME)
     if not path.is_file():
         return None
     fd = os.open(path, os.O_RDWR if os.access(path, os.W_OK) else os.O_RDONLY)
     try:
-        taken = _system_lock(fd)
         recorded = _recorded(fd)
-        if taken is None:
-            return recorded if recorded and _may_live(recorded) else None
-        return None if taken else recorded or {"pid": None, "host": None, "time": None}
+        if recorded is None or (recorded["host"] == host() and not _may_live(recorded)):
+            return None
+        taken = _system_lock(fd)
+        return recorded if taken is False or (taken is None and _may_live(recorded)) else None
     finally:
         os.close(fd)
 
 
 def _take(fd: int, folder: Path) -> str:
     """Lock the open file or raise LockedError. Returns the sentence to say where locking is not supported."""
-    for pause in (0.0, 0.05, 0.2):  # `holder` may be looking
+    for pause in (0.0, 0.05, 0.2, 0.5):  # `holder` may be looking
         time.sleep(pause)
         taken = _system_lock(fd)
         if taken:

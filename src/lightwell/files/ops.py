@@ -35,16 +35,7 @@ def write(fd: int, data: bytes | memoryview) -> None:
 
 def fsync(fd: int) -> None:
     """Return when the file's bytes are on the disk."""
-    if sys.platform == "darwin":
-        import fcntl
-
-        try:
-            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
-            return
-        except OSError as error:
-            if error.errno not in _CANNOT_SYNC:
-                raise
-    os.fsync(fd)
+    _sync(fd)
 
 
 def close(fd: int) -> None:
@@ -55,7 +46,7 @@ def fsync_file(path: Path) -> None:
     """`fsync` for a file that somebody else wrote and closed."""
     fd = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
     try:
-        fsync(fd)
+        _sync(fd)
     finally:
         os.close(fd)
 
@@ -85,3 +76,16 @@ def remove(path: Path) -> None:
 
 def remove_dir(path: Path) -> None:
     os.rmdir(path)
+
+
+def _sync(fd: int) -> None:
+    if sys.platform == "darwin":
+        import fcntl
+
+        try:
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+            return
+        except OSError as error:
+            if error.errno not in _CANNOT_SYNC:
+                raise
+    os.fsync(fd)
