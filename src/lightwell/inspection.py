@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from lightwell.data.sources import collect
 from lightwell.errors import RunError, UserError
 from lightwell.model.build import GPT
 from lightwell.model.count import flops_per_token, memory_bytes, parameters
-from lightwell.planner.choose import choose_rung, choose_vocab_size, complete
+from lightwell.planner.choose import choose, choose_vocab_size
+from lightwell.planner.predict import Text as PlannedText
 from lightwell.planner.shelf import explain_keys
 from lightwell.planner.step_time import measure_step_seconds
 from lightwell.runtime.device import choose_device
@@ -29,6 +31,8 @@ from lightwell.store.checkpoints import list_checkpoints, pin, step_of, verify_c
 from lightwell.store.database import RunDatabase
 from lightwell.store.run_folder import DATABASE, create, is_run, open_run
 from lightwell.tokenizer.load import load_tokenizer
+
+TYPICAL_DIFFICULTY = 2.5  # bits per byte that a general compressor needs for prose and code; exact once prepared
 
 
 def list_presets() -> list[dict[str, Any]]:
@@ -127,7 +131,7 @@ def _describe(path: Path) -> dict[str, Any]:
         "path": str(path),
         "state": state,
         "step": step,
-        "steps": planned or step,
+        "steps": max(planned or step, step),
         "loss": last("loss"),
         "heldout": {"loss": last("heldout.loss"), "bits_per_byte": last("heldout.bits_per_byte")},
         "parameters": parameters(config.model.complete())["total"],
@@ -223,19 +227,18 @@ def plan_summary(text: Text | None = None, **request: Any) -> dict[str, Any]:
 
 
 def _planned(config: RunConfig, asked: Request, device: Any) -> tuple[RunConfig, list[str], float]:
-    """The config with nothing left open; of the text only its size is looked at."""
-    peak = measure_peak_flops(device)
+    """The config with nothing left open. Nothing is prepared: of a text only its size is looked at."""
+    peak, began = measure_peak_flops(device), time.perf_counter()
     sources = asked.text
     if sources and len(sources) == 1 and is_dataset(Path(sources[0])):
-        dataset = open_dataset(Path(sources[0]))
-        config, peak = plan_run(config, dataset, device, None, lambda said: None)
-        return config, [], peak
+        choice = plan_run(config, open_dataset(Path(sources[0])), device, None, peak, began)
+        return choice.config, choice.reasons, peak
     seconds = 60 * config.budget.minutes if config.budget.minutes else None
     n_bytes = collect(as_paths(sources)).n_bytes if sources or config.model.missing() else 10**9
-    config = complete(config, choose_rung(seconds, peak), n_bytes)
-    if config.model.vocab_size is None:
-        config = changed(config, model={"vocab_size": choose_vocab_size(n_bytes, seconds)})
-    return config, [], peak
+    vocab_size = config.model.vocab_size or choose_vocab_size(n_bytes, seconds)
+    text = PlannedText(n_bytes // 3, TYPICAL_DIFFICULTY)  # about three bytes a token
+    choice = choose(changed(config, model={"vocab_size": vocab_size}), vocab_size, text, device, peak, seconds)
+    return choice.config, choice.reasons, peak
 
 
 def export_run(path: str | Path, out: str | Path) -> dict[str, Any]:
@@ -265,9 +268,13 @@ def import_run(folder: str | Path, out: str | Path) -> Run:
     return load(out, device="cpu")
 
 
-def profile_training(text: Text | None = None, **request: Any) -> dict[str, Any]:
-    """Profile ten steps: writes a Chrome trace, returns the table of where time goes and the share of the peak."""
+def profile_training(text: Text | None = None, *, trace: str | Path = "lightwell-trace.json", **request: Any) -> Any:
+    """Profile ten steps of what `pretrain` would train: see `planner.profile.profile_steps`."""
     from lightwell.planner.profile import profile_steps
 
-    say = request.pop("say", None)
-    return profile_steps(text, say=say, **request)
+    asked = read_request(text, **request)
+    config = with_budget(asked.config, lambda said: None)
+    device = choose_device(config.runtime.device, config.runtime.dtype)
+    set_threads(config)
+    config, _, _ = _planned(config, asked, device)
+    return profile_steps(config, device, Path(trace))

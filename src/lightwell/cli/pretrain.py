@@ -48,7 +48,7 @@ def pretrain(
     if profile:
         from lightwell.inspection import profile_training
 
-        found = profile_training(text or None, say=say, **request)
+        found = profile_training(text or None, **request)
         show_json(found) if json else print(found["table"])
         return
     work, stopper = WorkProgress(), Stopper(stop_after and 60 * stop_after, lambda: time.perf_counter() - BEGAN)

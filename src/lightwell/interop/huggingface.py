@@ -94,7 +94,9 @@ def compare_with_transformers(folder: Path, model: nn.Module, length: int = 32) 
         ours = model.eval()(ids.to(device)).float().cpu()
         if find_spec("transformers"):
             from transformers import AutoModelForCausalLM
+            from transformers.utils import logging
 
+            logging.disable_progress_bar()
             theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()(ids).logits
             how = "through transformers"
         else:
