@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path as FilePath
@@ -63,8 +63,12 @@ OUTPUT = {"_linalg_slogdet": 1}
 
 
 @pytest.fixture(autouse=True)
-def _same_numbers() -> None:
+def _same_numbers_on_one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
 
 
 def sample(name: str, seed: int = 0) -> tuple[Rule, Call]:

@@ -239,8 +239,9 @@ class _Walk:
             case ast.List(elts=[statement]):
                 return torch.as_tensor(self._holds(statement)).double()
             case ast.Call(func=ast.Subscript(value=ast.Name(id="sum")) as over, args=[body]):
-                dim = list(self.grid).index(_summed(over))
-                return self._full(self.value(body), dim).sum(dim, keepdim=True)
+                terms, index = torch.as_tensor(self.value(body), dtype=torch.float64), self.grid[_summed(over)]
+                terms = terms.expand(torch.broadcast_shapes(terms.shape, index.shape))
+                return terms.sum(list(self.grid).index(_summed(over)), keepdim=True)
             case ast.Call(func=ast.Name(id=name), args=arguments) if name in _FUNCTIONS:
                 return _FUNCTIONS[name](*(torch.as_tensor(self.value(a), dtype=torch.float64) for a in arguments))
             case ast.Subscript(value=whole):
@@ -274,13 +275,6 @@ class _Walk:
                 return ~torch.as_tensor(self._holds(operand))
             case _:
                 return torch.as_tensor(self.value(node)).bool()
-
-    def _full(self, value: Any, dim: int) -> Tensor:
-        """The value spread over the summed index, so that adding counts each of its places even if it is not named."""
-        value = torch.as_tensor(value, dtype=torch.float64)
-        shape = list(value.shape) if value.dim() else [1] * len(self.grid)
-        shape[dim] = list(self.grid.values())[dim].numel()
-        return value.expand(shape)
 
     @staticmethod
     def _element(x: Any, places: list[Any]) -> Tensor:
