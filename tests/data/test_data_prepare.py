@@ -5,13 +5,13 @@ import os
 
 import numpy as np
 import pytest
+from data_texts import prose
 
 from lightwell.data.dataset import diff_datasets, is_dataset, open_dataset
 from lightwell.data.prepare import default_vocab_size, prepare
 from lightwell.data.shards import ShardWriter, TokenStream, id_dtype
 from lightwell.errors import DamagedError, DataError, SpaceError, UserError
 from lightwell.tokenizer.simple import BytesTokenizer
-from test_data_split import prose
 
 
 def texts_of(stream, tokenizer):

@@ -1,25 +1,14 @@
 """The held-out part: how text is cut, what is chosen, and that neither depends on anything but the text."""
 
-import random
+from itertools import pairwise
 
 import pytest
+from data_texts import prose
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightwell.data.split import LARGEST, MOST, SMALLEST, STRETCH, Passage, choose_held_out, passages
 from lightwell.errors import DataError
-
-
-def prose(n_bytes, seed=0, paragraph="\n\n"):
-    """Paragraphs of random words, reproducible."""
-    pick = random.Random(seed)
-    words = ["the", "of", "light", "well", "and", "building", "Äther", "shaft", "day", "into", "a", "bring"]
-    text, size = [], 0
-    while size < n_bytes:
-        words_here = " ".join(pick.choice(words) for _ in range(pick.randrange(20, 150)))
-        text.append(words_here + str(pick.randrange(10**6)) + paragraph)
-        size += len(text[-1].encode())
-    return "".join(text).encode()
 
 
 @settings(max_examples=40, deadline=None)
@@ -32,7 +21,7 @@ def test_passages_are_the_document_in_pieces(pieces, times):
     cut = passages(text)
     assert cut[0].start == 0
     assert cut[-1].end == len(text)
-    for left, right in zip(cut, cut[1:], strict=False):
+    for left, right in pairwise(cut):
         assert left.end == right.start
     for passage in cut:
         text[passage.start : passage.end].decode()  # no character is cut

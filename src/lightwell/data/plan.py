@@ -45,10 +45,6 @@ class Plan:
         """How many files and passages were left out, by reason."""
         return Counter(row["left_out"] for row in self.rows)
 
-    def all_parts(self, split: str) -> Iterator[Part]:
-        """The parts of a split, in order."""
-        return (part for parts in self.parts for part in parts if part.split == split)
-
     def documents(self) -> Iterator[tuple[Document, list[Part]]]:
         """All documents with their parts, read again. Raises DataError if one has changed since the plan was made."""
         texts = (document for sources in self.sources for document in sources.documents())

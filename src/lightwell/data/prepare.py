@@ -18,6 +18,7 @@ from lightwell.data.dataset import DOCUMENTS, FORMAT, Dataset, open_dataset
 from lightwell.data.plan import TRAIN, VAL, Part, Plan, Progress, make_plan
 from lightwell.data.shards import ShardWriter, id_dtype
 from lightwell.data.sources import Document, collect, limit, shown
+from lightwell.data.split import passages
 from lightwell.errors import DataError, UserError
 from lightwell.files.atomic import write_folder, write_manifest
 from lightwell.files.space import require_space
@@ -103,17 +104,13 @@ def default_vocab_size(train_bytes: int) -> int:
 
 
 def _training_sample(plan: Plan) -> Iterator[str]:
-    """Training text, all of it or SAMPLE_BYTES, chosen by the hashes of its parts."""
-    chosen, left = set(), SAMPLE_BYTES
-    for digest, size in sorted((part.digest, part.end - part.start) for part in plan.all_parts(TRAIN)):
-        chosen.add(digest)
-        left -= size
-        if left <= 0:
-            break
+    """Training text, all of it or about SAMPLE_BYTES of passages, chosen by their hashes."""
+    share = min(1.0, SAMPLE_BYTES / max(1, plan.bytes[TRAIN]))
     for document, parts in plan.documents():
-        for part in parts:
-            if part.split == TRAIN and part.digest in chosen:
-                yield document.text[part.start : part.end].decode()
+        for text in (document.text[part.start : part.end] for part in parts if part.split == TRAIN):
+            for passage in passages(text):
+                if int.from_bytes(passage.digest) < share * 2 ** (8 * len(passage.digest)):
+                    yield text[passage.start : passage.end].decode()
 
 
 def _write_shards(plan: Plan, tokenizer: Tokenizer, folder: Path, progress: Progress) -> dict[str, dict[str, int]]:

@@ -1,21 +1,33 @@
 """Byte-pair encoding: a vocabulary learned by merging, again and again, the two neighbours that occur most often.
 
-A text is bytes. At first every byte is a token. Training counts pairs of neighbouring tokens in the text and makes a
-new token of the most frequent pair; then counts again, until the vocabulary is full. Encoding replays this: within each
-piece of text, the pair whose merge was learned first is merged first, until no learned pair is left. `merge` below is
-that, plainly; a library does it fast, and a test holds the two together.
+A text is bytes, and at first every byte is a token. Training looks for the pair of neighbouring tokens that occurs most
+often in the text and makes a new token of it; then looks again, now among the new tokens too, until the vocabulary is
+full. So " the" soon is one token, " lighthouse" perhaps " light" + "house", and a name never seen a few single bytes:
+any text can be written. Encoding replays the learning: of all pairs in the text that have become tokens, the one that
+was learned first is merged first, until none is left. `merge` below is that, plainly.
 
-Before any merging a pattern cuts the text into pieces (a word with the space before it, a number, punctuation, a line
-break with the indentation after it), so that no token spans two words, and frequent words stay whole.
+Before any of this a pattern cuts the text into pieces: a word with the space before it, a number, punctuation, a line
+break with the indentation after it. Merges stay inside a piece, so no token ends in the middle of the next word.
+
+    "def light(well):"  ->  "def", " light", "(", "well", "):"  ->  ids
+
+Since a token's id is its place in the order of learning, the list of tokens is the whole tokenizer.
 
 Sources: Gage 1994 (byte-pair encoding); Sennrich et al. 2016 (for language models); Radford et al. 2019 (on bytes, with
-a pattern). The library `tokenizers` trains, `tiktoken` encodes: each is the faster one at that.
+a pattern). Two libraries do the work, each what it is faster at: `tokenizers` learns, `tiktoken` encodes.
+`bpe_reference.py` does both in plain Python; tests hold all of them together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import json
+import os
+import sys
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -23,169 +35,197 @@ import numpy as np
 from lightwell.errors import TokenizerError
 from lightwell.tokenizer.base import Tokenizer, utf8
 
-SEPARATOR = "<|separator|>"  # how files of other libraries name it; typed in a text it is ordinary characters
+SEPARATOR = "<|separator|>"  # what files call it; typed in a text it is thirteen ordinary characters
 
-# Letters with one space before them; one or two digits; punctuation, with one space; line breaks with the indentation
-# that follows; the rest of white space, of which the last space is left to the word after it.
+# Letters, with the accents they combine with, after one space or none; one or two digits; punctuation, after one space
+# or none; line breaks with blank lines before them and indentation after; the rest of the blanks, the last one left to
+# the word that follows it. Every character is in one of them, whatever the language.
 PATTERN = r" ?[\p{L}\p{M}]+|\p{N}{1,2}| ?[^\s\p{L}\p{M}\p{N}]+|\s*[\r\n]+[ \t]*|\s+(?!\S)|\s+"
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
-CHUNK = 1 << 16  # characters given to the encoder at once, cut where the pattern would cut anyway
+STRETCH = 1 << 16  # bytes given to the encoder at once
+LONGEST = 1 << 14  # bytes without a safe cut that tiktoken gets; its regex gives up at about a million blanks
+NEVER = sys.maxsize  # the rank of what is not a token
+LEARNED_LENGTH = 32  # bytes of the longest token we learn: no vocabulary needs lines of dashes
+
+
+def merge(piece: bytes, ranks: dict[bytes, int], below: int = NEVER) -> list[bytes]:
+    """Encode one piece, the plain way: of all neighbours that make a token, merge those whose token was learned first
+    (of several, the leftmost), until there are none.
+
+    ranks: token -> place in the order of learning. below: use only what was learned before that place.
+    """
+    parts = [bytes([byte]) for byte in piece]
+    while len(parts) > 1:
+        rank, place = min((ranks.get(a + b, NEVER), place) for place, (a, b) in enumerate(pairwise(parts)))
+        if rank >= below:
+            break
+        parts[place : place + 2] = [parts[place] + parts[place + 1]]
+    return parts
 
 
 class BPETokenizer(Tokenizer):
-    """A byte-level BPE vocabulary. `merges[i]` is the pair of token ids that makes token `first_merge + i`.
+    """A byte-level BPE vocabulary: `tokens` in the order of learning, the 256 bytes among them, b"" for the separator.
 
-    tokens: the bytes of each id, separator included (none). pattern: how text is cut into pieces. kind: "bpe" for one
-    of our own, "gpt2" for OpenAI's.
+    pattern: how text is cut into pieces. kind: "bpe", or "gpt2" for OpenAI's. separator: what files call it.
+    Only with other projects' tokenizers: `others`, special tokens that no text encodes to and that decode to nothing,
+    and `nfc`, that text is put into Unicode's normal form C first (of which then the round trip is exact).
     """
 
     def __init__(
         self,
         tokens: Sequence[bytes],
-        merges: Sequence[tuple[bytes, bytes]],
         separator_id: int,
         pattern: str = PATTERN,
         kind: str = "bpe",
         separator: str = SEPARATOR,
+        others: dict[str, int] | None = None,
+        nfc: bool = False,
     ) -> None:
         super().__init__(tokens, separator_id)
-        self.kind = kind
-        self.pattern = pattern
-        self.merges = list(merges)
-        self.separator = separator
-
-    def encode_array(self, text: str) -> np.ndarray:
-        utf8(text)  # half a character is refused, not replaced
-        encode = self._encoder.encode_to_numpy
-        return np.concatenate(
-            [np.empty(0, np.uint32)] + [encode(piece, disallowed_special=()) for piece in chunks(text)]
-        )
+        self.pattern, self.kind, self.separator = pattern, kind, separator
+        self.others, self.nfc = others or {}, nfc
+        self.ranks = {token: rank for rank, token in enumerate(tokens) if token}
 
     @cached_property
-    def ranks(self) -> dict[bytes, int]:
-        """Each token's bytes -> its id, which is also its place in the order of merging."""
-        return {token: i for i, token in enumerate(self._tokens) if i != self.separator_id}
+    def merges(self) -> list[tuple[bytes, bytes]]:
+        """The two tokens that each longer token was made of, in the order of learning.
+
+        They are what remains of a token when its own bytes are encoded with all that was learned before it. Raises
+        TokenizerError if that is not two.
+
+        This is also why both libraries give the same ids. One remembers that "t" + "he" makes "the", the other merges
+        any two neighbours that spell "the". But whenever two neighbours do so in some text, nothing has yet been
+        merged across their ends, so between these ends happened what happens to "the" alone; which ends in one pair.
+        """
+        pairs = []
+        for token, rank in self.ranks.items():
+            if len(token) > 1:
+                parts = merge(token, self.ranks, below=rank)
+                if len(parts) != 2:
+                    raise TokenizerError(f"expected each token to be made of two earlier ones, got {token!r}.")
+                pairs.append((parts[0], parts[1]))
+        return pairs
+
+    def encode_array(self, text: str) -> np.ndarray:
+        return self.encode_arrays([text])[0]
+
+    def encode_arrays(self, texts: Sequence[str]) -> list[np.ndarray]:
+        if self.nfc:
+            texts = [unicodedata.normalize("NFC", text) for text in texts]
+        parts = [list(stretches(utf8(text), self._blanks)) for text in texts]
+        todo = [part for each in parts for part in each]
+        if len(todo) <= 8:
+            encoded = [self._encode_stretch(part) for part in todo]
+        else:
+            with ThreadPoolExecutor(os.cpu_count()) as threads:  # both libraries let other threads run meanwhile
+                encoded = list(threads.map(self._encode_stretch, todo))
+        rest = iter(encoded)
+        return [np.concatenate([NOTHING, *(next(rest) for _ in each)]) for each in parts]
+
+    def _encode_stretch(self, stretch: tuple[bytes, bool]) -> np.ndarray:
+        data, has_long_piece = stretch
+        if has_long_piece:
+            return np.array(self._encoder_of_long_pieces.encode(data.decode()).ids, dtype=np.uint32)
+        return self._encoder.encode_to_numpy(data.decode(), allowed_special=frozenset(), disallowed_special=())
 
     @cached_property
     def _encoder(self) -> Any:
         import tiktoken
 
-        return tiktoken.Encoding(self.kind, pat_str=self.pattern, mergeable_ranks=self.ranks, special_tokens={})
+        special = {self.separator: self.separator_id}  # known by name, allowed nowhere: typed, it is ordinary text
+        return tiktoken.Encoding(self.kind, pat_str=self.pattern, mergeable_ranks=self.ranks, special_tokens=special)
+
+    @cached_property
+    def _encoder_of_long_pieces(self) -> Any:
+        """`tokenizers`: slower, but without a limit to the length of a piece."""
+        from tokenizers import Tokenizer as Library
+
+        library = Library.from_str(json.dumps(self.to_json()))
+        library.encode_special_tokens = True  # a separator in the text is text
+        return library
 
     def _identity(self) -> dict[str, Any]:
-        return super()._identity() | {"pattern": self.pattern}
+        return {**super()._identity(), "pattern": self.pattern, "nfc": self.nfc}
+
+    @property
+    def _blanks(self) -> bytes:
+        """Where `stretches` may cut: foreign patterns keep a line break together with punctuation before it."""
+        return b" \n" if self.pattern in (PATTERN, GPT2_PATTERN) else b" "
 
     def to_json(self) -> dict[str, Any]:
-        """The format of HuggingFace's `tokenizers`, which spells each byte as one printable character."""
-        spelled = {"".join(map(SPELL.__getitem__, token)): i for token, i in self.ranks.items()}
-        split = {"type": "Split", "pattern": {"Regex": self.pattern}, "behavior": "Isolated", "invert": False}
-        to_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-        about = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-        return {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": [{"id": self.separator_id, "content": self.separator, **about}],
-            "normalizer": None,
-            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, to_bytes]},
-            "post_processor": None,
-            "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-            "model": {
-                "type": "BPE",
-                "dropout": None,
-                "unk_token": None,
-                "continuing_subword_prefix": None,
-                "end_of_word_suffix": None,
-                "fuse_unk": False,
-                "byte_fallback": False,
-                "ignore_merges": False,
-                "vocab": spelled,
-                "merges": [["".join(map(SPELL.__getitem__, part)) for part in pair] for pair in self.merges],
-            },
-        }
+        from lightwell.tokenizer.huggingface import write_bpe
 
-    @classmethod
-    def from_json(cls, content: dict[str, Any], where: str) -> BPETokenizer:
-        """Undo `to_json`. Raises TokenizerError for what we could not reproduce id for id."""
-        from lightwell.tokenizer.huggingface import read_bpe
-
-        return cls(**read_bpe(content, where))
+        return write_bpe(self)
 
 
 def train_bpe(
     texts: Iterable[str], vocab_size: int, progress: Callable[[int, int | None, str], None] | None = None
 ) -> BPETokenizer:
-    """Learn a vocabulary of at most `vocab_size` ids, the separator's and 256 bytes included; fewer if the text is
-    too short for more. Raises TokenizerError if there is no room for them."""
-    from tokenizers import Regex, models, pre_tokenizers, trainers
+    """Learn a vocabulary from some texts: at most `vocab_size` ids, of which 256 are the bytes and one the separator;
+    fewer if no pair of neighbours occurs twice any more. Raises TokenizerError if `vocab_size` is below 257.
+    """
+    from tokenizers import AddedToken, Regex, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Library
 
+    from lightwell.tokenizer.huggingface import SPELL, read_bpe
+
     if vocab_size < 257:
-        raise TokenizerError(f"expected a vocabulary of at least 257 (256 bytes and a separator), got {vocab_size}.")
+        raise TokenizerError(f"expected a vocabulary of at least 257 (256 bytes, a separator), got {vocab_size}.")
     library = Library(models.BPE())
     cut = pre_tokenizers.Split(Regex(PATTERN), behavior="isolated")
     spell = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     library.pre_tokenizer = pre_tokenizers.Sequence([cut, spell])
-    alphabet = sorted(SPELL.values())
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 1, initial_alphabet=alphabet, show_progress=False, max_token_length=32
+        vocab_size=vocab_size - 1,
+        min_frequency=2,
+        initial_alphabet=list(SPELL.values()),
+        max_token_length=LEARNED_LENGTH,
+        show_progress=False,
     )
-    pieces = (piece for text in texts for piece in chunks(text))
-    library.train_from_iterator(pieces, trainer)
+    library.train_from_iterator(_in_stretches(texts, progress), trainer)
+    library.add_special_tokens([AddedToken(SEPARATOR, special=True, normalized=False)])
+    return read_bpe(json.loads(library.to_str()), "what was learned")
+
+
+def _in_stretches(texts: Iterable[str], progress: Callable[[int, int | None, str], None] | None) -> Iterator[str]:
+    """The texts in parts of a size that the library can work on in parallel."""
+    done = 0
+    for text in texts:
+        for data, _ in stretches(utf8(text)):
+            done += len(data)
+            if progress is not None:
+                progress(done, None, "learning the vocabulary")
+            yield data.decode()
     if progress is not None:
-        progress(1, 1, "learning the vocabulary")
-    import json
-
-    content = json.loads(library.to_str())["model"]
-    unspell = {character: byte for byte, character in SPELL.items()}
-
-    def to_bytes(spelled: str) -> bytes:
-        return bytes(unspell[character] for character in spelled)
-
-    by_id = sorted(content["vocab"].items(), key=lambda item: item[1])
-    tokens = [to_bytes(spelled) for spelled, _ in by_id]
-    merges = [(to_bytes(left), to_bytes(right)) for left, right in content["merges"]]
-    return BPETokenizer([*tokens, b""], merges, separator_id=len(tokens))
+        progress(done, done, "learning the vocabulary")
 
 
-def merge(piece: bytes, ranks: dict[bytes, int]) -> list[int]:
-    """The slow, plain twin of encoding one piece: merge the neighbours learned first, until none is left."""
-    parts = [bytes([byte]) for byte in piece]
-    while len(parts) > 1:
-        rank, place = min((ranks.get(parts[i] + parts[i + 1], len(ranks) + 1), i) for i in range(len(parts) - 1))
-        if rank > len(ranks):
-            break
-        parts[place : place + 2] = [parts[place] + parts[place + 1]]
-    return [ranks[part] for part in parts]
+# Cutting large texts, so that the ids do not change. No piece of either pattern goes on with a blank after something
+# that is not one, and neither pattern looks back. So between such two characters there always is a cut.
+
+NOTHING = np.empty(0, dtype=np.uint32)
+_ENDS_SOLID = np.zeros(256, dtype=bool)  # bytes that certainly end a character that is not white space
+_ENDS_SOLID[0x21:0x7F] = True
+_ENDS_SOLID[0x80:0xC0] = True
+_ENDS_SOLID[[*range(0x80, 0x8B), 0x9F, 0xA0, 0xA8, 0xA9, 0xAF]] = False  # the last bytes of Unicode's other white space
 
 
-def chunks(text: str) -> Iterable[str]:
-    """A text in pieces of about CHUNK characters, cut only where both patterns cut whatever stands around: between a
-    letter or digit and a line break that another letter or digit follows, so that the ids are those of the whole."""
-    start = 0
-    while len(text) - start > CHUNK:
-        end = _safe_cut(text, start + CHUNK)
-        yield text[start:end]
-        start = end
-    if start < len(text):
-        yield text[start:]
+def stretches(data: bytes, blanks: bytes = b" \n") -> Iterator[tuple[bytes, bool]]:
+    """Cut UTF-8 into stretches that can be encoded one by one; with each, whether it may hold a very long piece.
 
-
-def _safe_cut(text: str, place: int) -> int:
-    """The first place from `place` on where a piece ends for certain, or the end of the text."""
-    while (place := text.find("\n", place)) != -1:
-        if 0 < place < len(text) - 1 and text[place - 1].isalnum() and text[place + 1].isalpha():
-            return place
-        place += 1
-    return len(text)
-
-
-def _spelling() -> dict[int, str]:
-    """Each byte as one printable character, GPT-2's way: printable Latin-1 as itself, the others from U+0100 on."""
-    itself = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in itself]
-    return {byte: chr(byte) for byte in itself} | {byte: chr(256 + n) for n, byte in enumerate(others)}
-
-
-SPELL = _spelling()
+    blanks: before which of them to cut.
+    """
+    if len(data) <= LONGEST:
+        yield data, False
+        return
+    values = np.frombuffer(data, dtype=np.uint8)
+    is_blank = np.isin(values[1:], list(blanks))
+    safe = np.flatnonzero(_ENDS_SOLID[values[:-1]] & is_blank) + 1
+    safe = np.concatenate([[0], safe, [len(data)]])
+    long = np.flatnonzero(np.diff(safe) > LONGEST)
+    regular = safe[np.searchsorted(safe, np.arange(STRETCH, len(data), STRETCH))]
+    ends = np.unique(np.concatenate([[0, len(data)], regular, safe[long], safe[long + 1]]))
+    starts_long = set(safe[long].tolist())
+    for start, end in pairwise(ends.tolist()):
+        yield data[start:end], start in starts_long

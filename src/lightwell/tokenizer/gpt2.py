@@ -1,4 +1,7 @@
-"""GPT-2's own tokenizer, from the files it is found in: vocab.json + merges.txt, or encoder.json + vocab.bpe."""
+"""GPT-2's own tokenizer, from the files it is found in: a list of ids and one of merges, or tokenizer.json.
+
+Source: Radford et al. 2019, and the files that were published with the model.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,9 @@ from lightwell.errors import TokenizerError
 from lightwell.files.limits import read_json
 from lightwell.files.translate import os_errors
 from lightwell.tokenizer.base import TOKENIZER_FILE
-from lightwell.tokenizer.bpe import GPT2_PATTERN, SPELL, BPETokenizer
-from lightwell.tokenizer.huggingface import assemble
+from lightwell.tokenizer.bpe import GPT2_PATTERN, BPETokenizer
+from lightwell.tokenizer.huggingface import END_OF_TEXT, assemble, read_bpe, refuse
 
-END_OF_TEXT = "<|endoftext|>"
 PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 
 
@@ -24,32 +26,27 @@ def find_pair(folder: Path) -> tuple[Path, Path] | None:
 
 
 def load_gpt2(path: Path | str) -> BPETokenizer:
-    """GPT-2's tokenizer from a folder, or from one of its two files. Raises TokenizerError if they are not there."""
+    """GPT-2's tokenizer from a folder, or from one of its files. Raises TokenizerError if it is not there."""
     path = Path(path)
     folder = path if path.is_dir() else path.parent
     pair = find_pair(folder)
-    if pair is None:
-        if (folder / TOKENIZER_FILE).is_file():
-            from lightwell.tokenizer.load import load_tokenizer
-
-            found = load_tokenizer(folder)
-            if isinstance(found, BPETokenizer):
-                return found
-        names = " or ".join(f"{ids} and {merges}" for ids, merges in PAIRS)
-        raise TokenizerError(f"expected {names} in {folder}, found neither.")
-
-    def refuse(what: str) -> TokenizerError:
-        return TokenizerError(f"expected GPT-2's vocabulary in {folder}, got {what}.")
-
-    unspell = {character: byte for byte, character in SPELL.items()}
     with os_errors(f"read {folder}"):
-        ids = read_json(pair[0], error=TokenizerError)
-        lines = pair[1].read_text(encoding="utf-8").split("\n")
+        if pair and path.name != TOKENIZER_FILE:
+            return _from_pair(*pair)
+        file = folder / TOKENIZER_FILE
+        if file.is_file():
+            return read_bpe(read_json(file, error=TokenizerError), str(file))
+    names = ", or ".join(f"{ids} and {merges}" for ids, merges in PAIRS)
+    raise TokenizerError(f"expected {names}, or {TOKENIZER_FILE} in {folder}, found none.")
+
+
+def _from_pair(ids_file: Path, merges_file: Path) -> BPETokenizer:
+    ids = read_json(ids_file, error=TokenizerError)
+    if not isinstance(ids, dict) or END_OF_TEXT not in ids:
+        refuse(str(ids_file), f"no {END_OF_TEXT}")
     try:
-        separator = (END_OF_TEXT, int(ids.pop(END_OF_TEXT)))
-        vocab = {bytes(unspell[c] for c in token): int(i) for token, i in ids.items()}
-        pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
-        merges = [(bytes(unspell[c] for c in left), bytes(unspell[c] for c in right)) for left, right in pairs]
-    except (KeyError, ValueError, AttributeError) as error:
-        raise refuse(f"something else ({type(error).__name__}: {error})") from None
-    return BPETokenizer(**assemble(vocab, merges, separator, GPT2_PATTERN, refuse))
+        lines = merges_file.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError:
+        refuse(str(merges_file), "no UTF-8")
+    merges = [line.rstrip("\r").split(" ") for line in lines if line.strip() and not line.startswith("#version")]
+    return assemble(ids, merges, {END_OF_TEXT: ids.pop(END_OF_TEXT)}, GPT2_PATTERN, str(ids_file))

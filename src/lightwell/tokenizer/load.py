@@ -37,9 +37,9 @@ def tokenizer_from_json(content: Any, where: str) -> Tokenizer:
     if not isinstance(content, dict):
         raise TokenizerError(f"expected a tokenizer in {where}, got {type(content).__name__}.", _HINT)
     if "model" in content:
-        from lightwell.tokenizer.bpe import BPETokenizer  # tiktoken and tokenizers only where they are needed
+        from lightwell.tokenizer.huggingface import read_bpe  # only where it is needed
 
-        return BPETokenizer.from_json(content, where)
+        return read_bpe(content, where)
     ours = content.get("lightwell")
     if not isinstance(ours, dict):
         raise TokenizerError(f"expected a tokenizer in {where}, got other JSON.", _HINT)
