@@ -80,11 +80,13 @@ def holder(folder: Path) -> dict[str, Any] | None:
 
 def _take(fd: int, folder: Path) -> str:
     """Lock the open file or raise LockedError. Returns the sentence to say where locking is not supported."""
-    for pause in (0.0, 0.05, 0.2, 0.5):  # `holder` may be looking
+    for pause in (0.0, 0.05, 0.2):  # `holder` may be looking
         time.sleep(pause)
         taken = _system_lock(fd)
-        if taken:
-            return ""
+        if taken is not False:
+            break
+    if taken:
+        return ""
     recorded = _recorded(fd)
     if taken is None and not (recorded and _may_live(recorded)):
         return (
