@@ -402,6 +402,7 @@ def test_latex_is_balanced() -> None:
     for rule in RULES.values():
         assert rule.latex.count("{") == rule.latex.count("}"), rule.name
         assert rule.latex.count(r"\left") == rule.latex.count(r"\right"), rule.name
+        assert not re.search(r"_\w+_\{", rule.latex.replace(r"\_", "")), rule.name  # an index of an index
         assert rule.latex.startswith(r"\frac{\partial")
 
 

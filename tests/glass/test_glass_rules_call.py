@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from glass_rule_checks import Recorder
+from glass_rule_checks import Recorder, by_autograd
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightwell.errors import TraceError
@@ -125,7 +126,9 @@ def test_functional_dropout_replays_call_by_call() -> None:
     torch.manual_seed(0)
     calls = captured(lambda x: functional.dropout(x, 0.5), x)
     for call in calls:
-        assert all(torch.equal(a, b) for a, b in zip(call.replay(), call.outputs)), call.op
+        torch.testing.assert_close(
+            call.replay(), call.outputs, rtol=0, atol=0, equal_nan=True
+        )  # fresh memory: any bits
 
 
 def test_rrelu_replays_with_its_slopes() -> None:
@@ -205,3 +208,43 @@ def test_a_row_that_sees_nothing_is_zero_and_so_is_its_gradient() -> None:
     gradients = rule.backward(call, (torch.ones(1, 1, 2, 4), None))
     assert all(torch.isfinite(gradient).all() for gradient in gradients.values())
     assert not gradients[(0,)][0, 0, 0].any()
+
+
+def _on_an_accelerator() -> list[Call]:
+    """The kernels that only an accelerator has."""
+    q, k, v = (torch.randn(1, 2, 16, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+    bias = torch.randn(1, 2, 16, 16, device="cuda", requires_grad=True)
+    x, w = torch.randn(4, 64, device="cuda", requires_grad=True), torch.ones(64, device="cuda", requires_grad=True)
+
+    def attend(backend: SDPBackend, *inputs: torch.Tensor, **options: object) -> None:
+        with sdpa_kernel(backend):
+            functional.scaled_dot_product_attention(*inputs, **options)
+
+    with Recorder() as seen:
+        attend(SDPBackend.FLASH_ATTENTION, q, k, v, is_causal=True)
+        attend(SDPBackend.CUDNN_ATTENTION, q, k, v, is_causal=True)
+        attend(SDPBackend.EFFICIENT_ATTENTION, q.float(), k.float(), v.float(), attn_mask=bias)
+        functional.dropout(x, 0.3)
+        functional.rms_norm(x, (64,), w)
+        functional.softmax(q, -1, dtype=torch.float32)
+    return [call for call in seen.calls if call.float_inputs()]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_kernels_of_accelerators_agree_with_their_autograd() -> None:
+    calls = _on_an_accelerator()
+    assert {"native_dropout", "_scaled_dot_product_flash_attention"} <= {call.name for call in calls}
+    for call in calls:
+        rule = find(call.op)
+        assert rule is not None, call.op
+        upstream = [torch.randn_like(z) if z.is_floating_point() else None for z in call.outputs]
+        upstream[1:] = [None] * (len(upstream) - 1)
+        twin = by_autograd(call, upstream)
+        if twin is None:
+            continue
+        again, taken, wanted = twin
+        exact = again.to(torch.float64)
+        by_rule = rule.backward(exact, [None if dz is None else dz.double() for dz in taken])
+        for path, gradient in by_rule.items():
+            scale = gradient.abs().max()
+            assert ((wanted[path].double() - gradient).abs().max() / scale).item() < 0.02, (call.op, path)

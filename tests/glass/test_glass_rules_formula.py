@@ -127,6 +127,7 @@ def test_numbers_in_the_place_of_letters() -> None:
         ),
         ("dz/dx = [min_val < x]", r"\frac{\partial z}{\partial x} = \left[\mathrm{min\_val} < x\right]"),
         ("dz/dx[i] = sum[j](x[j]) / len(x)", r"\frac{\partial z}{\partial x_{i}} = \frac{\sum_{j} x_{j}}{n_{x}}"),
+        ("dz/dx[j] = z1[0]**2", r"\frac{\partial z}{\partial x_{j}} = {z_1}_{0}^{2}"),
         ("dz1/dx = digamma(x)", r"\frac{\partial z_1}{\partial x} = \psi\left(x\right)"),
     ],
 )

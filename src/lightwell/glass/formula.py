@@ -311,7 +311,7 @@ _NAMED = {"digamma": r"\psi", "trigamma": r"\psi_1", "sigmoid": r"\sigma", "erf"
 
 def _equation_latex(equation: Equation) -> str:
     def name(letter: str, indices: tuple[str, ...] | None) -> str:
-        return _letter(letter) + (f"_{{{' '.join(indices)}}}" if indices else "")
+        return f"{_indexed(_letter(letter))}_{{{' '.join(indices)}}}" if indices else _letter(letter)
 
     top, bottom = name(equation.output, equation.rows), name(equation.of, equation.columns)
     parts = [rf", \quad {_letter(letter)} = {_latex(tree)[0]}" for letter, tree in equation.parts]
@@ -325,6 +325,11 @@ def _letter(name: str) -> str:
     if plain:
         return plain[1] + (f"_{plain[2]}" if plain[2] else "")
     return r"\mathrm{" + name.replace("_", r"\_") + "}"
+
+
+def _indexed(text: str) -> str:
+    """What is about to get an index; z_1 has one already, and a second one must be told apart."""
+    return f"{{{text}}}" if re.fullmatch(r"[A-Za-z]_\d+", text) else text
 
 
 def _within(node: ast.expr, rank: int) -> str:
@@ -371,7 +376,7 @@ def _latex(node: ast.expr) -> tuple[str, int]:
         case ast.Call(func=ast.Name(id=name), args=arguments):
             return _call_latex(name, arguments), 4
         case ast.Subscript(value=whole):
-            return rf"{_within(whole, 4)}_{{{', '.join(_latex(i)[0] for i in _indices(node))}}}", 4
+            return rf"{_indexed(_within(whole, 4))}_{{{', '.join(_latex(i)[0] for i in _indices(node))}}}", 4
     raise ValueError(f"expected arithmetic, got {ast.unparse(node)!r}")
 
 

@@ -120,7 +120,7 @@ def _window_matrix(starts: Sequence[int], ends: Sequence[int], size: int) -> Ten
 
 
 def _averaged(i: str, j: str, d: int) -> str:
-    return f"[0 <= {j} - {i} * stride[{d}] + padding[{d}] < kernel_size[{d}]] / kernel_size[{d}]"
+    return f"([0 <= {j} - {i} * stride[{d}] + padding[{d}] < kernel_size[{d}]] / kernel_size[{d}])"
 
 
 @rule("avg_pool2d", formula=separable(2, _averaged), reads=linear, says="avg_pool")
@@ -147,7 +147,7 @@ def _adaptive(dims: int) -> str:
     def factor(i: str, j: str, d: int) -> str:
         size, outputs = f"size(x, {d - dims})", f"size(z, {d - dims})"
         start, end = f"{i} * {size} // {outputs}", f"-(-({i} + 1) * {size} // {outputs})"
-        return f"[{start} <= {j} < {end}] / ({end} - {start})"
+        return f"([{start} <= {j} < {end}] / ({end} - {start}))"
 
     return separable(dims, factor)
 

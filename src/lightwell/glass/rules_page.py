@@ -62,6 +62,7 @@ def write(path: str | Path) -> None:
 
 
 def _entry(row: list[Rule]) -> str:
+    row = sorted(row, key=lambda rule: rule.name)
     lines = ["### " + ", ".join(f"`{rule.name}`" for rule in row), "", say(row[0].sentence), ""]
     for formula, latex in dict.fromkeys((rule.formula, rule.latex) for rule in row):
         lines += [f"$${latex}$$", "", *(f"    {equation.strip()}" for equation in formula.split(";")), ""]
