@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,15 +21,6 @@ TOKENIZER = BytesTokenizer()
 SEPARATOR = TOKENIZER.separator_id
 CONTEXT = 12
 DOCUMENTS = ["The first document.", "", "A second one, with é and ☃.", "x" * 30]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """So small products are slower on several."""
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n)
 
 
 @pytest.fixture(params=["gpt2", "modern"])

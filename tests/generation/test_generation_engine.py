@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import nn
@@ -33,15 +31,6 @@ PROMPTS = ["Once", "", "a longer prompt", "The"]
 @pytest.fixture(params=CONFIGS)
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """So small products are slower on several."""
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n)
 
 
 def build(family: str, context_length: int = 32) -> nn.Module:
@@ -105,7 +94,7 @@ def test_a_truncated_prompt_is_seen_as_the_naive_loop_sees_it(family: str) -> No
 def test_rows_that_end_early_leave_the_others_alone(family: str) -> None:
     """Stop strings make rows leave at different steps; what is left shrinks the batch and its cache."""
     model, chosen = build(family, 24), Sampling(temperature=1.5)
-    prompts = [f"prompt {i}" for i in range(6)]
+    prompts = ["prompt"[:i] for i in range(6)]
     stop = ["a", "7", "\n", "Q", "é"]
     together = run(model, prompts, max_new_tokens=60, sampling=chosen, stop=stop)
     alone = [run(model, [prompt], max_new_tokens=60, sampling=chosen, stop=stop) for prompt in prompts]
@@ -218,6 +207,12 @@ def test_bare_ids_go_on_to_the_given_length(family: str, sampling: Sampling) -> 
     assert new == generate_ids(model, ids, max_new_tokens=30, sampling=sampling, generator=source)
     assert len(new) == 30
     assert Engine(model, TOKENIZER).generate_ids(ids, max_new_tokens=0) == []
+
+
+@pytest.mark.parametrize(("ids", "sentence"), [([], "at least one token id"), ([257], "from 0 to 256, got 257")])
+def test_bare_ids_are_checked(ids: list[int], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        Engine(build("gpt2"), TOKENIZER).generate_ids(ids, max_new_tokens=1)
 
 
 def test_a_model_with_a_part_of_its_own_is_asked_itself(family: str) -> None:

@@ -37,16 +37,13 @@ class CachedTexts:
         self.device = next(model.parameters()).device
         room = min(self.context_length, max(map(len, sequences)) + max_new_tokens)
         self.cache = KVCache(model.config, len(sequences), self.device, _cache_dtype(model), room)
-        self.seen = [0] * len(sequences)  # how long the window of each row was when the cache last grew
         self._step = one_token_step(model)
 
     def next_logits(self) -> Tensor:
-        """The logits of the token that follows each text: (R, V). Each text must have grown since the last call."""
-        windows = [window_length(len(ids), self.context_length) for ids in self.sequences]
-        grown_by_one = all(window == seen + 1 for window, seen in zip(windows, self.seen))
-        self.seen = windows
-        if grown_by_one and 0 < self.cache.length < self.cache.max_length:
+        """The logits of the token that follows each text: (R, V). Between two calls each text grows by one token."""
+        if 0 < self.cache.length < self.cache.max_length:  # no window is cut before the cache is full
             return self._step(torch.tensor([ids[-1:] for ids in self.sequences], device=self.device), self.cache)
+        windows = [window_length(len(ids), self.context_length) for ids in self.sequences]
         width = max(windows)
         self.cache.reset()
         if min(windows) < width:
@@ -63,7 +60,6 @@ class CachedTexts:
     def keep(self, rows: Sequence[int]) -> None:
         """Only these rows go on."""
         self.sequences = [self.sequences[row] for row in rows]
-        self.seen = [self.seen[row] for row in rows]
         index = torch.tensor(rows, device=self.device)
         self.cache.keys, self.cache.values = self.cache.keys[:, index], self.cache.values[:, index]
         if self.cache.start is not None:

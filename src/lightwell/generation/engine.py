@@ -102,8 +102,10 @@ class Engine:
         """The `max_new_tokens` tokens that follow `ids` (at least one), nothing added before them and no end but that.
 
         Any token of the model, the separator too: what a benchmark or a comparison with another program wants. `ids`
-        may be longer than the context. Raises UserError for ids outside the vocabulary.
+        may be longer than the context. Raises UserError for no ids or some outside the vocabulary.
         """
+        if not ids:
+            raise UserError("expected at least one token id to go on from, got none.", "Begin with the separator.")
         check_ids(self.model.config, torch.tensor(ids))
         source, chosen = generator(seed, "generate", 0), sampling or Sampling()
         with torch.inference_mode(), evaluating(self.model):

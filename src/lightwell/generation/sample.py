@@ -104,7 +104,7 @@ def penalise_repetition(logits: Tensor, history: Sequence[Sequence[int]], penalt
     """
     logits = logits.clone()
     for row, ids in zip(logits, history):
-        seen = torch.tensor(sorted(set(ids)), dtype=torch.int64, device=logits.device)
+        seen = torch.tensor(list(ids), dtype=torch.int64, device=logits.device)
         row[seen] = torch.where(row[seen] > 0, row[seen] / penalty, row[seen] * penalty)
     return logits
 
