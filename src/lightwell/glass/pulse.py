@@ -47,7 +47,7 @@ SHORTEST = 16  # tokens
 
 
 class Pulse(Observer):
-    """Measures each `every` steps and hands the rows of a step to `write(step, rows)`.
+    """Measures the first step and each `every` steps, and hands the rows of a step to `write(step, rows)`.
 
     loss_of     (model, ids, targets) -> mean loss with its graph, run on a part of the batch's rows and tokens
     logits_of   (model, ids) -> the model's answers
@@ -114,7 +114,7 @@ class Pulse(Observer):
         self._close(None)
 
     def _due(self, step: int) -> bool:
-        return self.every > 0 and step % self.every == 0
+        return self.every > 0 and (step == 1 or step % self.every == 0)
 
     def _close(self, model: nn.Module | None) -> None:
         """Now that its update has happened: finish the open step and hand its rows on."""
