@@ -13,7 +13,7 @@ from store_helpers import content_of, flip, save
 
 from lightwell.errors import DamagedError, RunError, UserError
 from lightwell.files import ops
-from lightwell.files.hashing import HashCache
+from lightwell.files.cache import HashCache
 from lightwell.store.checkpoints import (
     list_checkpoints,
     newest_good,

@@ -57,6 +57,11 @@ def test_round_trip(path: Path, said: list[str]) -> None:
             assert [event["kind"] for event in reader.events("note")] == ["note"]
         reader.close()
     assert said == []
+    fill(database := RunDatabase(path), 4, 4)
+    database.close()
+    read_only = RunDatabase(path, read_only=True)
+    assert len(read_only.metrics("loss")) == 4
+    read_only.close()
     assert os.listdir(path.parent) == ["run.sqlite"]  # one file, ready to be copied
 
 

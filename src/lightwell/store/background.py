@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lightwell.errors import RunError, StoppedEarly, UserError
 from lightwell.files.atomic import json_bytes
-from lightwell.files.hashing import HashCache
+from lightwell.files.cache import HashCache
 from lightwell.store.checkpoint import write_checkpoint
 from lightwell.store.checkpoints import newest_good, rotate, step_of
 from lightwell.store.tensors import tied_names

@@ -15,7 +15,7 @@ from typing import TypeVar
 from lightwell.errors import DamagedError, RunError
 from lightwell.files import ops
 from lightwell.files.atomic import recover_all, remove_tree, write_new
-from lightwell.files.hashing import HashCache
+from lightwell.files.cache import HashCache
 from lightwell.files.paths import safe_join
 from lightwell.files.translate import os_errors
 from lightwell.files.verify import verify_files

@@ -128,6 +128,9 @@ class RunDatabase:
                 self.flush(durable=True)
                 if self._waiting:
                     self._say(f"{len(self._waiting)} rows of metrics are lost: {self.path} could not be written.")
+                elif self._connection is not None:
+                    with suppress(sqlite3.Error):  # somebody reads: then the next one to close tidies up
+                        self._connection.execute("PRAGMA journal_mode = DELETE")
             self._disconnect()
 
     def __enter__(self) -> RunDatabase:
