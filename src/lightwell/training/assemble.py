@@ -90,10 +90,10 @@ def assemble(
     pace.begin(state)
     if extend_steps is not None:
         pace.extend(state, extend_steps)
-    if state.decided("cadence") is None:
-        state.decide("cadence", **cadence(config, pace.steps(state), pace.step_seconds, tokens_per_step))
-    decided = state.decided("cadence")
-    assert decided is not None
+    decided = state.decided("cadence", "extended")
+    if decided is None or decided["kind"] == "extended":  # a new run, or a new part of one
+        more = pace.steps(state) - state.step
+        decided = state.decide("cadence", **cadence(config, more, pace.step_seconds, tokens_per_step))
     saver.every = decided["save_every"]
 
     def evaluate(max_tokens: int | None) -> Evaluation:

@@ -6,6 +6,7 @@ JSON), the weights and the optimizer's moments, and these three are what a check
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -192,6 +193,8 @@ def record_decisions(t: Training) -> None:
 def due_work(t: Training) -> list[str]:
     """What is to be done after this step: said in the checkpoint, so that a run that dies meanwhile still owes it."""
     step, last = t.state.step, t.pace.finished(t.state)
+    if t.state.bad_steps and not last:  # there is nothing good to save or to look at
+        return []
     sample_every = t.config.train.sample_every or t.eval_every
     work = {"evaluation": last or step % t.eval_every == 0, "sample": last or step % sample_every == 0}
     return [name for name, due in work.items() if due]
@@ -215,8 +218,8 @@ def evaluate(t: Training) -> None:
     except Exception as error:  # told to all processes before it is raised, so that none waits for another
         found = {"error": f"{type(error).__name__}: {error}"}
     found, state = t.world.agree(found), t.state
-    if "error" in found:
-        raise RuntimeError(found["error"])
+    if "error" in found or not math.isfinite(found["loss"]):
+        raise RuntimeError(found.get("error", "the held-out loss is not finite"))
     values = {"heldout.loss": found["loss"], "heldout.bits_per_byte": found["bits_per_byte"]}
     t.record.add_metrics(state.step, values)
     if state.best_loss is None or found["loss"] < state.best_loss:

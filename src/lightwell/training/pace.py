@@ -70,6 +70,7 @@ class Pace:
                 "Let it end first: resume it without --extend-steps.",
             )
         begin, steps = state.step, state.step + more
+        state.evaluations_since_best = 0  # an early stop begins to count anew
         state.decide("extended", begin=begin, steps=steps, warmup=warmup_length(more, extension(self.schedule)))
 
     def steps(self, state: TrainState) -> int:

@@ -47,7 +47,7 @@ class Replicas:
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm = get_total_norm([p.grad for p in parameters], foreach=True)  # type: ignore[misc]
         if is_sharded(norm):  # each process saw its own part
-            norm = norm.full_tensor()
+            norm = norm.full_tensor()  # type: ignore[attr-defined]
         if largest > 0:
             clip_grads_with_norm_(parameters, largest, norm, foreach=True)
         return norm
@@ -55,7 +55,7 @@ class Replicas:
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Every weight whole, one by one, so that any number of processes can go on from them; on all processes."""
         for name, tensor in self.model.state_dict().items():
-            yield name, tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+            yield name, tensor.full_tensor() if is_sharded(tensor) else tensor
 
     @torch.no_grad()
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:

@@ -54,7 +54,8 @@ class Saver:
         self.world, self.record, self.about, self.observers = world, record, about, observers
         self.every = 1
         self._happened: queue.SimpleQueue[tuple[int, str, dict[str, Any]]] = queue.SimpleQueue()
-        self._writer = BackgroundWriter(run, section.keep, self._on_event) if world.is_main else None
+        self._keep = section.keep
+        self._writer: BackgroundWriter | None = None  # while entered, in the main process
         self._saved: dict[str, Any] | None = None  # the state as last saved
 
     def due(self, state: TrainState) -> bool:
@@ -105,6 +106,8 @@ class Saver:
         self._saved = state.to_json()
 
     def __enter__(self) -> Saver:
+        if self.world.is_main:
+            self._writer = BackgroundWriter(self.run, self._keep, self._on_event)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
