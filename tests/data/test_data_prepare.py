@@ -1,5 +1,6 @@
 """Text to a dataset and back: nothing lost, nothing held out trained on, the same bytes each time, damage noticed."""
 
+import errno
 import json
 import os
 
@@ -154,6 +155,18 @@ def test_existing_folder_and_full_disk(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["text"]
 
 
+def test_the_disk_fills_up_while_writing(tmp_path, monkeypatch):
+    folder = write_documents(tmp_path / "text")
+
+    def full(self, ids):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(ShardWriter, "_write", full)
+    with pytest.raises(SpaceError, match="got a full disk"):
+        prepare([folder], tmp_path / "data", tokenizer="bytes")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["text"]
+
+
 def test_text_that_changes_while_it_is_read(tmp_path):
     folder = write_documents(tmp_path / "text")
 
@@ -224,10 +237,9 @@ def test_diff(tmp_path):
 @pytest.mark.parametrize("shard_tokens", [1, 2, 7, 64, 1000])
 def test_shards_of_any_size_are_one_stream(tmp_path, shard_tokens):
     documents = [np.arange(n, dtype=np.uint32) + n for n in (5, 1, 20, 3, 64, 1, 1)]
-    writer = ShardWriter(tmp_path, "train", id_dtype(300), shard_tokens)
-    for document in documents:
-        writer.add(document)
-    writer.close()
+    with ShardWriter(tmp_path, "train", id_dtype(300), shard_tokens) as writer:
+        for document in documents:
+            writer.add(document)
     stream = TokenStream.open(tmp_path, "train", writer.shards, id_dtype(300), 0)
     whole = np.concatenate(documents)
     assert len(stream) == writer.tokens == len(whole)
@@ -242,9 +254,8 @@ def test_shards_of_any_size_are_one_stream(tmp_path, shard_tokens):
 def test_bytes_on_disk_are_little_endian(tmp_path):
     assert id_dtype(65_536).str == "<u2"
     assert id_dtype(65_537).str == "<u4"
-    writer = ShardWriter(tmp_path, "val", id_dtype(65_537))
-    writer.add(np.array([1, 65_536]))
-    writer.close()
+    with ShardWriter(tmp_path, "val", id_dtype(65_537)) as writer:
+        writer.add(np.array([1, 65_536]))
     assert (tmp_path / "val-00000.bin").read_bytes() == bytes([1, 0, 0, 0, 0, 0, 1, 0])
     assert (tmp_path / "val-00000.idx").read_bytes() == bytes(8)
 

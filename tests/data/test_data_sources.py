@@ -44,6 +44,10 @@ def test_folder_in_sorted_order_with_reasons_for_what_is_skipped(tmp_path):
             ".hidden.txt": "h",
             ".git__config": "g",
             "node_modules__m.js": "m",
+            "data__documents.jsonl": "{}",
+            "data__train-00000.bin": b"\0\0",
+            "runs__x-1__config.toml": "[run]",
+            "runs__x-1__checkpoints__one.txt": "not for reading",
             "env__pyvenv.cfg": "home = /usr",
             "env__lib.py": "lib",
         },
@@ -59,7 +63,14 @@ def test_folder_in_sorted_order_with_reasons_for_what_is_skipped(tmp_path):
     assert reasons["empty.txt"] == "an empty file"
     assert reasons["blank.txt"] == "a file of blanks"
     assert reasons[".hidden.txt"] == reasons[".git"] == "hidden"
-    assert reasons["node_modules"] == reasons["env"] == reasons["__pycache__"] == "made by a tool"
+    assert (
+        reasons["node_modules"]
+        == reasons["env"]
+        == reasons["data"]
+        == reasons["x-1"]
+        == reasons["__pycache__"]
+        == "made by a tool"
+    )
 
 
 def test_text_is_kept_as_it_is_but_for_the_byte_order_mark(tmp_path):
@@ -199,8 +210,28 @@ def test_json_lines_are_documents(tmp_path):
 )
 def test_json_lines_that_are_not(tmp_path, line):
     write(tmp_path, **{"d.jsonl": json.dumps({"text": "fine"}) + "\n" + line})
-    with pytest.raises(DataError, match=r'expected \{"text": "..."\} in line 2 of'):
+    with pytest.raises(DataError, match=r'expected \{"text": "..."\} in the line at offset 17 of'):
         texts(collect([tmp_path]))
+
+
+def test_a_very_large_file_is_several_documents(tmp_path, monkeypatch):
+    monkeypatch.setattr("lightwell.data.sources.BLOCK", 1000)
+    text = "".join(f"Absatz {number} über nichts.\n\n" for number in range(500))
+    write(tmp_path, **{"large.txt": b"\xef\xbb\xbf" + text.encode(), "wide.txt": "é" * 3000})
+    for name, content in (("large.txt", text), ("wide.txt", "é" * 3000)):
+        documents = list(collect([tmp_path / name]).documents())
+        data = (tmp_path / name).read_bytes()
+        assert "".join(document.text.decode() for document in documents) == content
+        assert len(documents) > len(data) / 2500
+        assert all(data[d.start :].startswith(d.text) and len(d.text) <= 2000 for d in documents)
+    lines = "".join(json.dumps({"text": f"{number} é"}) + "\n" for number in range(300))
+    write(tmp_path / "j", **{"a.jsonl": lines})
+    assert texts(collect([tmp_path / "j"])) == [f"{number} é" for number in range(300)]
+    cut = limit(collect([tmp_path / "j"]), 3000, seed=0)
+    assert texts(cut) == [f"{number} é" for number in range(len(texts(cut)))]
+    write(tmp_path / "bad", **{"a.txt": "é".encode() * 3000 + b"\xff" + b"x" * 3000})
+    with pytest.raises(DataError, match="0xFF at offset 6000"):
+        texts(collect([tmp_path / "bad"]))
 
 
 def test_limit_reads_a_choice_of_files(tmp_path):

@@ -116,9 +116,13 @@ def _training_sample(plan: Plan) -> Iterator[str]:
 def _write_shards(plan: Plan, tokenizer: Tokenizer, folder: Path, progress: Progress) -> dict[str, dict[str, int]]:
     """Encode all documents into the shards of their splits and list them in documents.jsonl. Returns the counts."""
     dtype = id_dtype(tokenizer.vocab_size)
-    writers = {split: ShardWriter(folder, split, dtype) for split in (TRAIN, VAL)}
     done, total = 0, sum(plan.bytes.values())
-    with open(folder / DOCUMENTS, "x", encoding="utf-8") as listing:
+    with (
+        open(folder / DOCUMENTS, "x", encoding="utf-8") as listing,
+        ShardWriter(folder, TRAIN, dtype) as train,
+        ShardWriter(folder, VAL, dtype) as val,
+    ):
+        writers = {TRAIN: train, VAL: val}
         for group in _groups(plan):
             texts = [document.text[part.start : part.end] for document, part in group]
             for (document, part), text, ids in zip(group, texts, tokenizer.encode_arrays([t.decode() for t in texts])):
@@ -128,8 +132,6 @@ def _write_shards(plan: Plan, tokenizer: Tokenizer, folder: Path, progress: Prog
             progress(done, total, "encoding")
         for row in plan.rows:
             listing.write(_line(row))
-    for writer in writers.values():
-        writer.close()
     return {
         split: {"tokens": w.tokens, "documents": w.documents, "bytes": plan.bytes[split], "shards": w.shards}
         for split, w in writers.items()

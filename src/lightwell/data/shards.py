@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 
@@ -27,11 +28,14 @@ def shard_name(split: str, number: int, suffix: str) -> str:
 
 
 class ShardWriter:
-    """Writes the shards of one split into a folder, document by document. `tokens` and `documents` count them."""
+    """Writes the shards of one split into a folder, document by document. `tokens` and `documents` count them.
+
+    Used in a `with`, whose end completes the last shard.
+    """
 
     def __init__(self, folder: Path, split: str, dtype: np.dtype, shard_tokens: int = SHARD_TOKENS) -> None:
         self._folder, self._split, self._dtype, self._shard_tokens = folder, split, dtype, shard_tokens
-        self._filled = shard_tokens  # of the current shard: "full", so that the first document opens one
+        self._filled = 0  # tokens in the current shard
         self._starts: list[int] = []
         self.shards = self.tokens = self.documents = 0
 
@@ -39,19 +43,22 @@ class ShardWriter:
         """Append a document, its separator first."""
         ids = ids.astype(self._dtype)
         if self._filled == self._shard_tokens:
-            self._open_shard()
+            self._next_shard()
         self._starts.append(self._filled)
         self.documents += 1
         while len(ids) > (room := self._shard_tokens - self._filled):
             self._write(ids[:room])
             ids = ids[room:]
-            self._open_shard()
+            self._next_shard()
         self._write(ids)
 
-    def close(self) -> None:
-        """Finish the last shard. An empty split gets one empty shard."""
-        if not self.shards:
-            self._open_shard()
+    def __enter__(self) -> ShardWriter:
+        self._open_shard()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
         self._close_shard()
 
     def _write(self, ids: np.ndarray) -> None:
@@ -59,9 +66,11 @@ class ShardWriter:
         self._filled += len(ids)
         self.tokens += len(ids)
 
+    def _next_shard(self) -> None:
+        self._close_shard()
+        self._open_shard()
+
     def _open_shard(self) -> None:
-        if self.shards:
-            self._close_shard()
         self._file = open(self._folder / shard_name(self._split, self.shards, "bin"), "xb")  # noqa: SIM115
         self._filled, self._starts = 0, []
         self.shards += 1

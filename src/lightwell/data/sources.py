@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lightwell.data.split import best_cut
 from lightwell.errors import DataError
 
 _SUFFIXES = {
@@ -32,6 +33,9 @@ _SUFFIXES = {
 }  # fmt: skip
 LANGUAGES = {suffix: language for language, suffixes in _SUFFIXES.items() for suffix in suffixes.split()}
 NOT_FOR_READING = {"__pycache__", "node_modules", "site-packages", "dist-packages"}
+# What a folder holds that a tool has made: a virtual environment, one of our datasets, one of our runs.
+_MARKS_OF_TOOLS = (("pyvenv.cfg",), ("documents.jsonl", "train-00000.bin"), ("config.toml", "checkpoints"))
+BLOCK = 1 << 26  # bytes of a file that become one document; a larger file becomes several
 SNIFFED = 8192  # bytes at the start of a file that decide whether it is text
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -149,8 +153,7 @@ class _Walk:
             return "hidden"
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
-            made_by_a_tool = path.name in NOT_FOR_READING or (path / "pyvenv.cfg").exists()
-            return "made by a tool" if made_by_a_tool else ""
+            return "made by a tool" if _is_made_by_a_tool(path) else ""
         return _not_text(path) if stat.S_ISREG(mode) else "not a regular file"
 
     def _is_new(self, folder: Path) -> bool:
@@ -172,41 +175,61 @@ def read_documents(file: File) -> Iterator[Document]:
     Raises DataError for other bytes, with their offset.
     """
     try:
-        with open(file.path, "rb") as opened:
-            data = opened.read(file.take)
+        for start, data in _blocks(file):
+            if start == 0 and data.startswith(codecs.BOM_UTF8):
+                start, data = len(codecs.BOM_UTF8), data[len(codecs.BOM_UTF8) :]
+            data = _valid(file, start, data)
+            lines = _json_lines(file, start, data) if file.path.suffix.lower() == ".jsonl" else [(start, data)]
+            for where, text in lines:
+                if text.strip():
+                    yield Document(shown(file.path), file.language, text, where)
     except OSError as error:
         raise unreadable(file.path, error) from error
-    start = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
+
+
+def _blocks(file: File) -> Iterator[tuple[int, bytes]]:
+    """(offset, bytes) of a file: as a rule all of it; a very large one in blocks, cut between paragraphs or lines."""
+    left = file.size if file.take is None else file.take
+    with open(file.path, "rb") as opened:
+        start, data = 0, opened.read(min(left, BLOCK))
+        left -= len(data)
+        while left > 0 and len(data) >= BLOCK:
+            cut = best_cut(data, BLOCK // 2, len(data) - 1)
+            yield start, data[:cut]
+            more = opened.read(min(left, BLOCK))
+            start, data, left = start + cut, data[cut:] + more, left - len(more)
+        yield start, data
+
+
+def _valid(file: File, start: int, data: bytes) -> bytes:
+    """The bytes, if they are UTF-8; without the character that `take` has cut in two. DataError otherwise."""
     try:
-        data[start:].decode("utf-8")
+        data.decode("utf-8")
     except UnicodeDecodeError as error:
-        if file.take is not None and len(data) == file.take and error.reason == "unexpected end of data":
-            data = data[: start + error.start]  # we cut it there ourselves
-        else:
-            name, place = shown(file.path), start + error.start
-            raise DataError(
-                f"expected UTF-8 in {name}, got byte 0x{data[place]:02X} at offset {place}.",
-                f"Convert it, for example: iconv -f WINDOWS-1252 -t UTF-8 {name} > converted.txt; or leave it out.",
-            ) from error
-    lines = _json_lines(file, data, start) if file.path.suffix.lower() == ".jsonl" else [(start, data[start:])]
-    for where, text in lines:
-        if text.strip():
-            yield Document(shown(file.path), file.language, text, where)
+        place = start + error.start
+        if error.reason == "unexpected end of data" and file.take is not None and place > file.take - 4:
+            return data[: error.start]
+        name = shown(file.path)
+        raise DataError(
+            f"expected UTF-8 in {name}, got byte 0x{data[error.start]:02X} at offset {place}.",
+            f"Convert it, for example: iconv -f WINDOWS-1252 -t UTF-8 {name} > converted.txt; or leave it out.",
+        ) from error
+    return data
 
 
-def _json_lines(file: File, data: bytes, start: int) -> Iterator[tuple[int, bytes]]:
-    """(offset, text) of each line {"text": ...} of a .jsonl file."""
-    cut = file.take is not None
-    for number, line in enumerate(data[start:].split(b"\n"), start=1):
+def _json_lines(file: File, start: int, data: bytes) -> Iterator[tuple[int, bytes]]:
+    """(offset, text) of each line {"text": ...} of a .jsonl file; without the line that `take` has cut in two."""
+    end = start + len(data)
+    for line in data.split(b"\n"):
         where, start = start, start + len(line) + 1
-        if not line.strip() or (cut and start > len(data)):
+        if not line.strip() or (file.take is not None and start > end > file.take - 4):
             continue
         try:
             text = json.loads(line)["text"].encode()
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             found = line[:40].decode(errors="replace")
             raise DataError(
-                f'expected {{"text": "..."}} in line {number} of {shown(file.path)}, got {found!r}.',
+                f'expected {{"text": "..."}} in the line at offset {where} of {shown(file.path)}, got {found!r}.',
                 "Rename it to .txt to read its lines as they are.",
             ) from error
         yield where, text
@@ -267,6 +290,12 @@ def unreadable(path: Path, error: OSError) -> DataError:
 def shown(path: Path) -> str:
     """A path as text that can be stored and printed, whatever bytes its name has."""
     return os.fsencode(path).decode("utf-8", errors="replace")
+
+
+def _is_made_by_a_tool(folder: Path) -> bool:
+    return folder.name in NOT_FOR_READING or any(
+        all((folder / name).exists() for name in names) for names in _MARKS_OF_TOOLS
+    )
 
 
 def _sorted(folder: Path) -> list[Path]:

@@ -72,10 +72,10 @@ def _paragraph_ends(text: bytes) -> list[tuple[int, int]]:
 def _cut_what_is_too_long(text: bytes, starts: list[int], end: int) -> None:
     """Cut what no paragraph end has divided."""
     while end - starts[-1] > LARGEST:
-        starts.append(_best_cut(text, starts[-1] + SMALLEST, starts[-1] + LARGEST))
+        starts.append(best_cut(text, starts[-1] + SMALLEST, starts[-1] + LARGEST))
 
 
-def _best_cut(text: bytes, low: int, high: int) -> int:
+def best_cut(text: bytes, low: int, high: int) -> int:
     """The last place from `low` to `high` after blank lines, else after a line, a blank, or any character."""
     for mark in (b"\n\n", b"\n", b" "):
         place = text.rfind(mark, low, high)
