@@ -21,10 +21,10 @@ def ours(folder: Path, prompt: list[int], new_tokens: int, threads: int, weights
 
     keep_freed_memory()
     import torch
-    from lightwell.interop.huggingface import import_model
 
     from lightwell.generation.engine import Engine
     from lightwell.generation.sample import Sampling
+    from lightwell.interop.huggingface import import_model
     from lightwell.model.build import GPT
     from lightwell.tokenizer.simple import BytesTokenizer
 
@@ -66,9 +66,9 @@ def theirs(folder: Path, prompt: list[int], new_tokens: int, threads: int) -> di
 
 def export(folder: Path) -> None:
     import torch
-    from lightwell.interop.huggingface import export_model
 
     from lightwell.config.gpt import GPT_CONFIG_124M, GPTConfig
+    from lightwell.interop.huggingface import export_model
     from lightwell.model.build import GPT
 
     config = GPTConfig(**GPT_CONFIG_124M)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightwell.config.gpt import ModelConfig
 from lightwell.config.load import merge, parse_settings, read_toml
@@ -36,8 +36,11 @@ from lightwell.files.translate import os_errors
 from lightwell.generation.engine import Engine
 from lightwell.generation.sample import Sampling
 from lightwell.generation.samples import Samples
+from lightwell.glass.pulse import Pulse
 from lightwell.model.build import GPT
 from lightwell.model.count import parameters
+from lightwell.model.gpt2 import GPT2
+from lightwell.model.modern import Modern
 from lightwell.planner.choose import Choice, bytes_to_read, choose, choose_vocab_size
 from lightwell.planner.predict import SAMPLE_BYTES, difficulty
 from lightwell.planner.predict import Text as PlannedText
@@ -60,6 +63,7 @@ Text = str | Path | Sequence[str | Path]
 Say = Callable[[str], None]
 Progress = Callable[[int, int | None, str], None]
 DEFAULT_MINUTES = 10.0
+PULSES = 50  # measurements of every layer over a run
 
 
 def _quiet(*_: Any) -> None:
@@ -88,11 +92,17 @@ class Run:
         return self.config.model.complete(self.tokenizer.vocab_size)
 
     @cached_property
-    def model(self) -> nn.Module:
+    def model(self) -> GPT2 | Modern:
         """The trained module, in evaluation mode on the run's device."""
         model = GPT(self.model_config)
         model.load_state_dict(load_model_only(self.checkpoint))
         return model.to(self.device.torch_device).eval()
+
+    def quantize(self, kind: str) -> None:
+        """Write with smaller weights from now on: "int8" or "bf16". Raises UserError off the CPU."""
+        from lightwell.generation.quantize import quantize
+
+        self.model = quantize(self.model, kind)
 
     @property
     def step(self) -> int:
@@ -227,7 +237,7 @@ def read_request(
     device: str | None = None,
 ) -> Request:
     """Merge preset, file, flags and settings, later over earlier, and check the result. Raises ConfigError."""
-    flags = {
+    flags: dict[str, dict[str, Any]] = {
         "budget": {"minutes": minutes, "tokens": tokens, "steps": steps},
         "run": {"seed": seed},
         "runtime": {"device": device},
@@ -408,6 +418,12 @@ def train_run(
             path, config, dataset, device, world, database, checkpoint=checkpoint, weights=weights,
             extend_steps=extend_steps, observers=observers, stop=stop, began=began, peak_flops=peak_flops,
         )  # fmt: skip
+        pulse_every = config.glass.pulse_every
+        if pulse_every is None:
+            pulse_every = max(10, training.pace.steps(training.state) // PULSES)
+        if pulse_every and world.is_main and training.replicas.kind != "sharded":
+            pulse = Pulse(database.add_layers, pulse_every, autocast=device.autocast)
+            observers = training.observers = [*observers, pulse]
         try:
             reason = train(training)
         finally:
@@ -503,9 +519,7 @@ def open_or_prepare(
         vocab_size = config.model.vocab_size or choose_vocab_size(n_bytes, seconds)
     limit = config.data.limit_bytes or bytes_to_read(n_bytes, seconds, peak)
     if limit is not None and limit < n_bytes:
-        say(
-            f"Reading {limit / 1e6:,.0f} of {n_bytes / 1e6:,.0f} MB of text, chosen by the seed: more than the time can use."
-        )
+        say(f"Reading {limit / 1e6:,.0f} of {n_bytes / 1e6:,.0f} MB of text, chosen by the seed: enough for the time.")
     return prepare(
         sources,
         run / DATASET,

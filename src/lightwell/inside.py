@@ -115,7 +115,8 @@ def look_inside(run: Run, text: str = EXAMPLE_TEXT, top: int = 5) -> Inside:
 
     Raises UserError for a text without two tokens or longer than the context.
     """
-    model, tokenizer = run.model, run.tokenizer
+    model: Any = run.model
+    tokenizer = run.tokenizer
     ids = [tokenizer.separator_id, *tokenizer.encode(text)]
     if not 2 <= len(ids) <= run.model_config.context_length:
         raise UserError(
@@ -207,6 +208,20 @@ def explain_parameter(path: str | Path, name: str, index: tuple[int, ...] | None
         raise UserError(f"expected a parameter's name, got {name!r}.", f"Did you mean {near[0]}?" if near else "")
     t = trace_step(run, text)
     return t.explain(parameters[name], index=index, **options)
+
+
+def diagnose_run(path: str | Path) -> Any:
+    """Is a run's training healthy? From the measurements that were stored while it trained."""
+    from lightwell.glass.diagnose import Readings, diagnose
+    from lightwell.store.database import RunDatabase
+    from lightwell.store.run_folder import DATABASE, open_run
+
+    folder = open_run(Path(path), need_checkpoint=False)
+    if not (folder.path / DATABASE).exists():
+        raise UserError(f"expected measurements of training in {path}, found none.", "An imported model has no past.")
+    vocab_size = folder.config.get("model", {}).get("vocab_size")
+    with RunDatabase(folder.path / DATABASE, read_only=True) as database:
+        return diagnose(Readings.of_run(database, vocab_size))
 
 
 def verify_run(path: str | Path, text: str = EXAMPLE_TEXT, **options: Any) -> Any:

@@ -40,8 +40,8 @@ def plan(
     print(draw_table([[name, size(value)] for name, value in found["memory_bytes"].items()]))
     print(f"\n{count(found['flops_per_token'])}FLOP per token (forward and backward).")
     if found["tokens"] is not None:
-        steps, per_step = thousands(found["steps"]), thousands(found["tokens_per_step"])
-        print(f"{count(found['tokens'])} tokens in {steps} steps of {per_step}.")
+        n_steps, per_step = thousands(found["steps"]), thousands(found["tokens_per_step"])
+        print(f"{count(found['tokens'])} tokens in {n_steps} steps of {per_step}.")
     if found["seconds"] is not None:
         print(f"{duration(found['seconds'])} on this machine ({found['device']}, {found['kinds']['seconds']}).")
     for reason in found["reasons"]:

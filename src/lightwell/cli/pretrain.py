@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import typer
 
@@ -41,7 +42,7 @@ def pretrain(
     from lightwell.cli.progress import TrainingProgress, WorkProgress
     from lightwell.cli.result import show_result
 
-    request = {
+    request: dict[str, Any] = {
         "minutes": minutes, "tokens": tokens, "steps": steps, "preset": preset, "config": config, "settings": set_,
         "seed": seed, "device": device, "val": val or None,
     }  # fmt: skip

@@ -78,7 +78,7 @@ def print_curves(paths: list[str]) -> None:
     from lightwell.inspection import run_metrics
     from lightwell.show.curve import draw_curve
 
-    series = {}
+    series: dict[str, Any] = {}
     for path in paths:
         metrics = run_metrics(path)
         label = f"{path} " if len(paths) > 1 else ""

@@ -22,6 +22,7 @@ from lightwell.runtime.memory import free_bytes
 
 TRIAL_SHARE, TRIAL_SECONDS = 0.05, 30.0  # of the budget, for timing candidates: whichever is less
 USEFUL_SHARE = 0.9  # of the time is training; the rest is preparation, evaluation, saving
+LEAST_READ = 4_000_000  # bytes, however little the machine seems to do just now
 READ_AHEAD = 1.5  # times the text that the budget can consume is prepared
 
 
@@ -150,7 +151,7 @@ def bytes_to_read(text_bytes: int, seconds: float | None, peak: float) -> int | 
     if seconds is None:
         return None
     fastest = 0.3 * peak / (6 * 1_000_000)  # tokens/s of a model of a million parameters
-    most = int(READ_AHEAD * 4 * seconds * min(fastest, 200_000))  # four bytes a token
+    most = max(LEAST_READ, int(READ_AHEAD * 4 * seconds * min(fastest, 200_000)))  # four bytes a token
     return most if most < text_bytes else None
 
 

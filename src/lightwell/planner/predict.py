@@ -4,7 +4,7 @@
 
 N parameters, D tokens of *new* text (repeated text counts less and less), h how hard this text is: the bits per
 byte that a general compressor needs for a sample of it, which is known before training.
-Sources: the form and alpha, beta: Hoffmann et al. 2022 ("Chinchilla"); repetition: Muennighoff et al. 2023, equations 5 and 7.
+Sources: the form and alpha, beta: Hoffmann et al. 2022 ("Chinchilla"); repetition: Muennighoff et al. 2023.
 E, A, B were fitted to our own runs (LOG.md).
 """
 

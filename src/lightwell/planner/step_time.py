@@ -64,7 +64,7 @@ def measure_step_seconds(config: RunConfig, device: Device, rounds: int = 3, lim
         return None
     began = time.perf_counter()
     trial = Trial(config, device, rows)
-    times = []
+    times: list[float] = []
     while len(times) < rounds and (not times or time.perf_counter() - began < limit):
         times.append(trial.step())
     return min(times) * batch_size / rows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 
@@ -29,4 +29,7 @@ class NoRecord:
         pass
 
     def add_sample(self, step: int, prompt: str, text: str) -> None:
+        pass
+
+    def add_layers(self, step: int, rows: Iterable[tuple[str, str, float]]) -> None:
         pass
