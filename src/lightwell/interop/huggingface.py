@@ -1,12 +1,20 @@
-"""HuggingFace folders: config.json, model.safetensors and the tokenizer's files, in and out.
+"""HuggingFace folders: a model brought in, written out, and compared with what transformers makes of it.
 
-Only safetensors are read: a pytorch_model.bin is a pickle, which can execute anything.
+    config.json                       settings.py
+    model.safetensors                 names.py; or several files, with model.safetensors.index.json
+    tokenizer.json                    and vocab.json with merges.txt for GPT-2's own
+    tokenizer_config.json             so that AutoTokenizer reads it
+    generation_config.json            which token begins and ends a text
+
+Files are checked before they are read, and nothing in them is executed: weights in pickles (.bin) are refused.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,143 +22,210 @@ import torch
 from torch import Tensor, nn
 
 from lightwell.config.gpt import ModelConfig
-from lightwell.errors import FormatError, TokenizerError
+from lightwell.errors import FormatError
 from lightwell.files.atomic import write_folder, write_json
-from lightwell.files.limits import read_json
+from lightwell.files.limits import read_json, safetensors_header
 from lightwell.files.paths import safe_join
 from lightwell.files.translate import os_errors
-from lightwell.interop import names, settings
+from lightwell.interop.names import Tensors, to_ours, to_theirs
+from lightwell.interop.settings import read_settings, write_settings
 from lightwell.model.build import GPT
+from lightwell.model.checks import known_vocab_size
 from lightwell.store.tensors import read_tensors, write_tensors
-from lightwell.tokenizer.base import Tokenizer
+from lightwell.tokenizer.base import TOKENIZER_FILE, Tokenizer
 from lightwell.tokenizer.load import load_tokenizer
 
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-TOLERANCE = 1e-5  # of the largest logit
-
-
-def import_model(folder: Path | str) -> tuple[ModelConfig, dict[str, Tensor], Tokenizer | None]:
-    """The config, the state dict (float32) and the tokenizer, if there is one, of a GPT-2 or Qwen3 folder.
-
-    Raises FormatError naming the setting or tensor that cannot be reproduced, and for pickled weights.
-    """
-    folder = Path(folder)
-    if not (folder / CONFIG).is_file():
-        raise FormatError(f"expected a model's folder with {CONFIG}, found none in {folder}.")
-    with os_errors(f"read {folder}"):
-        config = settings.to_ours(_json(folder / CONFIG))
-        state = names.to_ours(config, _weights(folder))
-    shapes = {name: tuple(tensor.shape) for name, tensor in _empty(config).state_dict().items()}
-    for name, tensor in state.items():
-        if tuple(tensor.shape) != shapes[name]:
-            raise FormatError(f"expected {name} of shape {shapes[name]}, got {tuple(tensor.shape)}.")
-    return config, state, _tokenizer(folder, config)
-
-
-def export_model(config: ModelConfig, state: dict[str, Tensor], tokenizer: Tokenizer | None, out: Path) -> Path:
-    """Write a folder that transformers (4 and 5) and what reads its layout can open. Returns it.
-
-    Raises FormatError if `out` is there already.
-    """
-    out = Path(out)
-    if out.exists():
-        raise FormatError(f"expected a new folder to export to, got {out}, which exists.", "Choose another --out.")
-    separator = tokenizer.separator_id if tokenizer else None
-    with write_folder(out) as folder:
-        write_json(folder / CONFIG, settings.to_theirs(config, separator))
-        write_tensors(folder / WEIGHTS, names.to_theirs(config, state))
-        if tokenizer is not None:
-            tokenizer.save(folder)
-            word = getattr(tokenizer, "separator", None)
-            about = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.context_length}
-            about |= {"bos_token": word, "eos_token": word, "clean_up_tokenization_spaces": False}
-            write_json(folder / "tokenizer_config.json", about)
-            write_json(folder / "generation_config.json", {"bos_token_id": separator, "eos_token_id": separator})
-    return out
+CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE = "config.json", "model.safetensors", "model.safetensors.index.json"
+OUR_TOKENIZER_FILE = "lightwell_tokenizer.json"  # for bytes and characters, which tokenizer.json cannot describe
+TOLERANCE = 1e-5  # of the largest logit, in float32
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How far the exported model's logits lie from ours. `max_rel`: as a share of the largest logit."""
+    """How far two models' logits are apart: the largest difference, the same relative to the largest logit, whether
+    that is within float32's rounding (1e-5), and a sentence for people."""
 
     max_abs: float
     max_rel: float
+    equal: bool
     verdict: str
 
-    @property
-    def equal(self) -> bool:
-        return self.max_rel <= TOLERANCE
+
+# --- in ---------------------------------------------------------------------------------------------------------------
 
 
-def compare_with_transformers(folder: Path, model: nn.Module, length: int = 32) -> Comparison:
-    """Logits of random tokens from our model and from the exported folder: through transformers where it is installed,
-    otherwise through our own import, and the verdict says so."""
-    config: Any = model.config
-    device = next(model.parameters()).device
-    ids = torch.randint(
-        config.vocab_size, (2, min(length, config.context_length)), generator=torch.Generator().manual_seed(0)
-    )
-    with torch.no_grad():
-        ours = model.eval()(ids.to(device)).float().cpu()
-        if find_spec("transformers"):
-            from transformers import AutoModelForCausalLM
-            from transformers.utils import logging
+def import_model(folder: Path) -> tuple[ModelConfig, Tensors, Tokenizer | None]:
+    """The config, the weights as our state dict (float32), and the tokenizer of a HuggingFace folder, None if it has
+    no tokenizer files.
 
-            logging.disable_progress_bar()
-            theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()(ids).logits
-            how = "through transformers"
-        else:
-            copy_config, state, _ = import_model(folder)
-            copy = _empty(copy_config)
-            copy.load_state_dict(state, assign=True)
-            theirs = copy.eval()(ids)
-            how = "round trip only, since transformers is not installed"
-    largest = float((ours - theirs).abs().max())
-    relative = largest / max(float(ours.abs().max()), 1e-30)
-    said = "logits equal ours" if relative <= TOLERANCE else "logits DIFFER from ours"
-    return Comparison(largest, relative, f"{said} to {relative:.1e} of the largest ({how})")
+    Raises FormatError, naming the setting or the weight, for a model that we could not run exactly; TokenizerError for
+    a tokenizer that we could not reproduce.
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG_FILE).is_file():
+        raise FormatError(
+            f"expected a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, got {folder} without {CONFIG_FILE}."
+        )
+    with os_errors(f"read {folder}"):
+        config = read_settings(read_json(folder / CONFIG_FILE, error=FormatError), str(folder / CONFIG_FILE))
+        weights = to_ours(config, _read_weights(folder))
+    _check_shapes(config, weights)
+    tokenizer = _read_tokenizer(folder)
+    if tokenizer is not None and tokenizer.vocab_size > known_vocab_size(config):
+        raise FormatError(
+            f"expected a tokenizer of at most {config.vocab_size} tokens, the model's, got {tokenizer.vocab_size}."
+        )
+    return config, weights, tokenizer
 
 
-def _empty(config: ModelConfig) -> nn.Module:
-    """The module without numbers: shapes alone, or to be filled from a file."""
+def _read_weights(folder: Path) -> Tensors:
+    """All tensors of a folder, from one file or several."""
+    if (folder / INDEX_FILE).is_file():
+        return _read_several(folder)
+    if (folder / WEIGHTS_FILE).is_file():
+        return _read_file(folder / WEIGHTS_FILE)
+    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+    if pickles:
+        raise FormatError(
+            f"expected {WEIGHTS_FILE} in {folder}, got {pickles[0]}: pickles can execute code and are not read.",
+            "If you trust it, convert it with transformers: model.save_pretrained(folder).",
+        )
+    raise FormatError(f"expected {WEIGHTS_FILE} in {folder}, found none.")
 
+
+def _read_several(folder: Path) -> Tensors:
+    index = read_json(folder / INDEX_FILE, error=FormatError)
+    places = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+        raise FormatError(f"expected weight_map, file names by weight, in {folder / INDEX_FILE}, got something else.")
+    tensors: Tensors = {}
+    for file in sorted(set(places.values())):
+        path = safe_join(folder, file)
+        if path.suffix != ".safetensors" or not path.is_file():
+            raise FormatError(f"expected a safetensors file {path}, as {INDEX_FILE} says, found none.")
+        tensors |= _read_file(path)
+    if tensors.keys() != places.keys():
+        wrong = sorted(tensors.keys() ^ places.keys())[0]
+        raise FormatError(f"expected the weights that {INDEX_FILE} lists, got other ones: {wrong}.")
+    return tensors
+
+
+def _read_file(path: Path) -> Tensors:
+    header, _ = safetensors_header(path, error=FormatError)
+    for name, entry in header.items():
+        if name != "__metadata__" and entry["dtype"] not in ("F64", "F32", "F16", "BF16", "BOOL", "U8"):
+            raise FormatError(
+                f"expected floating-point weights in {path}, got {name} of type {entry['dtype']}.",
+                "Quantised models cannot be imported; take the original one.",
+            )
+    return read_tensors(path)[0]
+
+
+def _check_shapes(config: ModelConfig, weights: Tensors) -> None:
     with torch.device("meta"):
-        return GPT(config)
+        expected = GPT(config).state_dict()
+    for name, tensor in expected.items():
+        wanted, found = tuple(tensor.shape), tuple(weights[name].shape)
+        if wanted != found:
+            raise FormatError(f"expected {name} of shape {wanted}, as {CONFIG_FILE} says, got {found}.")
 
 
-def _weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder, from one file or several, without the prefix-less names and masks of old files."""
-    if (folder / INDEX).is_file():
-        files = sorted(set(_json(folder / INDEX).get("weight_map", {}).values()))
-    elif (folder / WEIGHTS).is_file():
-        files = [WEIGHTS]
-    else:
-        pickled = [path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth")]
-        hint = "Convert it to safetensors: pickles can execute code and are not read." if pickled else ""
-        raise FormatError(f"expected {WEIGHTS} in {folder}, got {pickled[0] if pickled else 'none'}.", hint)
-    found: dict[str, Tensor] = {}
-    for name in files:
-        found |= read_tensors(safe_join(folder, name))[0]
-    if "wte.weight" in found:  # as OpenAI's weights were first published
-        found = {name if name.startswith("lm_head.") else f"transformer.{name}": t for name, t in found.items()}
-    masks = (".attn.bias", ".attn.masked_bias")
-    return {name: tensor for name, tensor in found.items() if not name.endswith(masks)}
+def _read_tokenizer(folder: Path) -> Tokenizer | None:
+    if (folder / OUR_TOKENIZER_FILE).is_file():
+        return load_tokenizer(folder / OUR_TOKENIZER_FILE)
+    if any((folder / name).is_file() for name in (TOKENIZER_FILE, "vocab.json", "encoder.json")):
+        return load_tokenizer(folder)
+    return None
 
 
-def _tokenizer(folder: Path, config: ModelConfig) -> Tokenizer | None:
-    try:
-        tokenizer = load_tokenizer(folder)
-    except TokenizerError:
-        if not any((folder / name).exists() for name in ("tokenizer.json", "vocab.json", "encoder.json")):
-            return None
-        raise
-    if tokenizer.vocab_size != config.vocab_size:
-        raise FormatError(f"expected a tokenizer of {config.vocab_size} tokens, got one of {tokenizer.vocab_size}.")
-    return tokenizer
+# --- out --------------------------------------------------------------------------------------------------------------
 
 
-def _json(path: Path) -> dict[str, Any]:
-    content = read_json(path, error=FormatError)
-    if not isinstance(content, dict):
-        raise FormatError(f"expected settings in {path}, got {type(content).__name__}.")
-    return content
+def export_model(config: ModelConfig, weights: Mapping[str, Tensor], tokenizer: Tokenizer | None, out: Path) -> Path:
+    """Write a folder that transformers reads; returns it. `weights`: our state dict.
+
+    Raises UserError if `out` exists already, SpaceError if the disk is full.
+    """
+    out = Path(out)
+    separator_id = tokenizer.separator_id if tokenizer is not None else None
+    with write_folder(out) as folder:
+        write_json(folder / CONFIG_FILE, write_settings(config, separator_id))
+        write_json(folder / "generation_config.json", {"bos_token_id": separator_id, "eos_token_id": separator_id})
+        write_tensors(folder / WEIGHTS_FILE, to_theirs(config, dict(weights)))
+        if tokenizer is not None:
+            _write_tokenizer(tokenizer, config.context_length, folder)
+    return out
+
+
+def _write_tokenizer(tokenizer: Tokenizer, context_length: int, folder: Path) -> None:
+    if tokenizer.kind not in ("bpe", "gpt2"):
+        tokenizer.save(folder / OUR_TOKENIZER_FILE)
+        return
+    tokenizer.save(folder / TOKENIZER_FILE)
+    content = tokenizer.to_json()
+    separator = next(token["content"] for token in content["added_tokens"] if token["id"] == tokenizer.separator_id)
+    settings: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": context_length,
+        "bos_token": separator,
+        "eos_token": separator,
+        "clean_up_tokenization_spaces": False,
+    }
+    write_json(folder / "tokenizer_config.json", settings)
+    if tokenizer.kind == "gpt2":  # older programs know these two files, and GPT-2's way of cutting text
+        vocab = {**content["model"]["vocab"], separator: tokenizer.separator_id}
+        merges = ["#version: 0.2", *(" ".join(pair) for pair in content["model"]["merges"]), ""]
+        (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
+        (folder / "merges.txt").write_text("\n".join(merges), encoding="utf-8")
+
+
+# --- the proof --------------------------------------------------------------------------------------------------------
+
+
+def compare_with_transformers(folder: Path, model: nn.Module) -> Comparison:
+    """The logits of `model` against those of the folder it was written to, on random tokens, in float32.
+
+    transformers reads the folder where it is installed. Otherwise we read it back ourselves, and the verdict says
+    "round trip only": that proves the numbers, not that others understand them as we do.
+    """
+    config: ModelConfig = model.config  # type: ignore[assignment]
+    T = min(config.context_length, 64)
+    ids = torch.randint(known_vocab_size(config), (2, T), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours = _in_float32(model)(ids)
+        installed = importlib.util.find_spec("transformers") is not None
+        theirs = _logits_in_transformers(Path(folder), ids) if installed else _logits_read_back(Path(folder), ids)
+    max_abs = float((ours - theirs).abs().max())
+    max_rel = max_abs / float(ours.abs().max())
+    equal = max_rel <= TOLERANCE
+    how = "through transformers" if installed else "round trip only, since transformers is not installed"
+    said = "logits equal ours" if equal else "logits DIFFER from ours"
+    return Comparison(max_abs, max_rel, equal, f"{said} to {max_rel:.1e} of the largest ({how})")
+
+
+def _in_float32(model: nn.Module) -> nn.Module:
+    """A copy to compare, on the CPU, without dropout; the model stays as it is."""
+    copy = GPT(model.config)  # type: ignore[arg-type]
+    copy.load_state_dict({name: tensor.detach().cpu().float() for name, tensor in model.state_dict().items()})
+    return copy.eval()
+
+
+def _logits_in_transformers(folder: Path, ids: Tensor) -> Tensor:
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:  # with plain attention, not a fused kernel
+        theirs = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, attn_implementation="eager")
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+    return theirs.float().eval()(input_ids=ids).logits
+
+
+def _logits_read_back(folder: Path, ids: Tensor) -> Tensor:
+    config, weights, _ = import_model(folder)
+    model = GPT(config)
+    model.load_state_dict(weights)
+    return model.eval()(ids)
