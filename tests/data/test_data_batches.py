@@ -5,7 +5,7 @@ from itertools import chain, pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightwell.data.batches import IGNORE, Batches, permute
@@ -24,6 +24,7 @@ def stream_of(lengths, separator=9999, shards=1):
     return TokenStream(pieces, inside, n_bytes=total)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 3000), st.integers(0, 2**70), st.integers(0, 5))
 def test_permute_is_a_permutation(n, seed, epoch):
     assert sorted(permute(np.arange(n), n, seed, epoch)) == list(range(n))
@@ -45,6 +46,7 @@ def test_permute_first_places_are_uniform():
     assert ((counts - 500) ** 2 / 500).sum() < 33  # chi squared, 9 degrees of freedom: p = 0.0001
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(0, 12), min_size=1, max_size=12).filter(lambda lengths: sum(lengths) > 0),
     st.integers(1, 9),
@@ -70,6 +72,7 @@ def test_each_token_is_a_target_once_per_epoch(lengths, context_length, batch_si
         assert sorted(chain(*rows)) == list(range(1, len(stream)))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 13), st.integers(1, 8), st.integers(0, 50))
 def test_any_number_of_processes_sees_the_same(batch_size, world, step):
     batches = Batches(stream_of([50, 3, 70]), batch_size, 4, seed=1)

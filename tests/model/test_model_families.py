@@ -228,6 +228,7 @@ def test_a_model_in_bfloat16_runs_and_its_cache_too(config: ModelConfig) -> None
 
 @families
 @pytest.mark.filterwarnings("ignore:.*autograd function will raise:DeprecationWarning")  # torch's compiler does that
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # and that
 @pytest.mark.parametrize("rows", [8, 100], ids=["loss by pieces", "plain loss"])
 def test_the_whole_model_is_one_graph_for_the_compiler(
     config: ModelConfig, rows: int, monkeypatch: pytest.MonkeyPatch

@@ -162,6 +162,8 @@ def test_pins(run: Path) -> None:
         pin(run, 7)
     with pytest.raises(RunError, match="got 7"):
         unpin(run, 7)
+    save(run, 1)  # again: still pinned
+    assert pinned_steps(run) == [1]
     unpin(run, 1)
     unpin(run, 1)
     assert pinned_steps(run) == []

@@ -57,11 +57,12 @@ def test_killed_at_every_operation(run: Path, work, halfway: bool, monkeypatch: 
     assert set(results) == {OLD, NEW}
 
 
-def test_killed_while_recovering(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(300)])])
+def test_killed_while_recovering(run: Path, every: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The process that tidies up after a kill may be killed as well, anywhere."""
     save(run, OLD)
     n = crash_model.count_operations(monkeypatch, lambda: replace_same_step(run))
-    for first in range(n):
+    for first in range(n - 1, 0, -every):
         second, killed = 0, True
         while killed:
             shutil.rmtree(run)
@@ -72,14 +73,15 @@ def test_killed_while_recovering(run: Path, monkeypatch: pytest.MonkeyPatch) -> 
             second += 1
 
 
-def test_power_cut_after_every_operation(tmp_path: Path, work, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("n_random", [3, pytest.param(60, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
+def test_power_cut_after_every_operation(tmp_path: Path, work, n_random: int, monkeypatch: pytest.MonkeyPatch) -> None:
     run, before = tmp_path / "run", tmp_path / "before"
     save(run, OLD)
     shutil.copytree(run, before)
     log = crash_model.record(monkeypatch, run, lambda: work(run))
     committed = last_rename_into_place(log) + 2  # and its parent synced
     results = set()
-    for k, state in crash_model.crashes(before, log, tmp_path / "states", seed=0, n_random=6):
+    for k, state in crash_model.crashes(before, log, tmp_path / "states", seed=0, n_random=n_random):
         result = found(state)
         assert result == NEW or k < committed, f"committed, and gone again after {k} of {len(log)} operations"
         results.add(result)

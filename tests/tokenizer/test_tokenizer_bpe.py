@@ -3,7 +3,6 @@
 import copy
 import json
 import random
-import sys
 import threading
 
 import numpy as np
@@ -51,6 +50,7 @@ def library_of(made):
 def test_encoding_is_the_plain_algorithm(made):
     made = made()
 
+    @settings(deadline=None)
     @given(st.text(st.characters(max_codepoint=0x2FF)) | dense_text)  # all Unicode versions agree on these
     def check(text):
         pieces = cut(text, made.pattern)
@@ -65,6 +65,7 @@ def test_both_libraries_give_the_same_ids(made):
     made = made()
     library = library_of(made)
 
+    @settings(deadline=None)
     @given(texts)
     def check(text):
         assert made.encode(text) == library.encode(text).ids
@@ -74,6 +75,7 @@ def test_both_libraries_give_the_same_ids(made):
         assert made.encode(text) == library.encode(text).ids
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60) | st.text("light wel").map(str.encode))
 def test_merging_by_rank_is_applying_each_pair_in_turn(piece):
     made = trained()
@@ -135,6 +137,7 @@ def test_a_typed_separator_is_text_everywhere(made, tmp_path):
 
 
 @pytest.mark.parametrize("pattern", [PATTERN, GPT2_PATTERN])
+@settings(deadline=None)
 @given(text=texts)
 def test_patterns_take_every_character(pattern, text):
     assert "".join(regex.findall(pattern, text)) == text
@@ -248,7 +251,7 @@ def test_both_libraries_cut_alike_at_every_character_there_is(pattern):
     """A vocabulary in which a letter, digit, sign or space joins any byte after it shows which pieces were cut."""
     joins = [first + byte for first in (b"a", b"1", b"!", b" ") for byte in BYTES]
     made = BPETokenizer([*BYTES, *joins, b""], 256 * 5, pattern)
-    for first in range(0, sys.maxunicode + 1, 0x1000):
+    for first in (*range(0, 0x33000, 0x1000), 0xE0000):  # the rest of Unicode holds no characters yet
         characters = [chr(code) for code in range(first, first + 0x1000) if not 0xD800 <= code < 0xE000]
         data = "".join(f"a{c}\n1{c}\n!{c}\n {c}\n" for c in characters).encode()
         assert np.array_equal(made._encode_stretch((data, True)), made._encode_stretch((data, False)))

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizer_texts import dense_text, gpt2, texts, trained
 
@@ -32,6 +32,7 @@ def pair(request, tmp_path_factory):
 def test_round_trip_after_save_and_load(pair):
     made, loaded = pair
 
+    @settings(deadline=None)
     @given(texts)
     def check(text):
         ids = made.encode(text)
@@ -91,6 +92,7 @@ def test_numpy_ids_decode(pair):
     assert made.decode(made.encode_array("numpy ids")) == "numpy ids"
 
 
+@settings(deadline=None)
 @given(dense_text, st.lists(st.integers(0, 600), max_size=30))
 def test_streams_never_show_half_a_character(text, noise):
     for made in (trained(), BytesTokenizer()):

@@ -220,8 +220,11 @@ class Recorder:
         self._where(operation, sys._getframe(2))
         if operation.phase == "recompute":
             self._pair_recomputed(operation)
-        self._before_writes(op, args, kwargs, operation.id)
+        written = self._before_writes(op, args, kwargs, operation.id)
         result = op(*args, **kwargs)
+        if result is None:  # a write that gives nothing back, as those of optimizers to many tensors at once
+            for tensor in written:
+                self._values.add(tensor, operation.id, 0)
         role: Role = "detached" if operation.name == "detach" else "activation"
         operation.outputs = self._made(result, operation.id, role)
         return result
@@ -248,11 +251,18 @@ class Recorder:
             return (self._values.add(result, operation, 0, role),)
         return tuple([self._values.add(t, operation, i, role) for i, t in enumerate(_tensors(result))])
 
-    def _before_writes(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], writer: int | None) -> None:
-        for position, name in _traits(op)[1]:
-            argument = args[position] if position < len(args) else kwargs.get(name)
-            for tensor in _tensors(argument):
-                self._values.before_write(tensor, writer)
+    def _before_writes(
+        self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], writer: int | None
+    ) -> list[Tensor]:
+        """Let the values copy out what is about to be written over; gives the tensors that will be."""
+        written = [
+            tensor
+            for position, name in _traits(op)[1]
+            for tensor in _tensors(args[position] if position < len(args) else kwargs.get(name))
+        ]
+        for tensor in written:
+            self._values.before_write(tensor, writer)
+        return written
 
     def _claim_node(self, operation: Operation) -> None:
         """Autograd counts up when it makes a node, just before the kernel runs."""

@@ -17,7 +17,7 @@ script when somebody folds a box. Backward needs no layout: it is the mirror ima
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -57,7 +57,7 @@ class Box:
     name: str
     key: str
     children: list[Box | Node] = field(default_factory=list)
-    links: dict[tuple[int, int], None] = field(default_factory=dict)  # an ordered set of (from, to)
+    links: dict[tuple[int, int], bool] = field(default_factory=dict)  # (from, to) -> whether marked
     arrangement: Arrangement | None = None
     number: int = -1
 
@@ -72,14 +72,17 @@ class Rect:
     height: float
 
 
-def arrange(nodes: Sequence[Node], edges: Sequence[tuple[int, int]]) -> Box:
+def arrange(
+    nodes: Sequence[Node], edges: Sequence[tuple[int, int]], marked: Container[tuple[int, int]] = frozenset()
+) -> Box:
     """The root box of all nodes (in order of execution), everything inside it arranged.
 
     edges: (id of the node that made a value, id of a node that reads it), the first before the second in the order.
+    marked: those edges along which a gradient came back; a link of a box is marked if it carries one of them.
     """
     root, places = _nest(nodes)
-    for source, target in edges:
-        _link(root, places[source], places[target])
+    for edge in edges:
+        _link(root, places[edge[0]], places[edge[1]], edge in marked)
     _arrange_box(root, {})
     return root
 
@@ -141,23 +144,29 @@ def _nest(nodes: Sequence[Node]) -> tuple[Box, dict[int, list[int]]]:
     return root, places
 
 
-def _link(root: Box, source: list[int], target: list[int]) -> None:
+def _link(root: Box, source: list[int], target: list[int], mark: bool) -> None:
     """An edge, in each box it passes: from its source out to the edge of the box, across, and in to its target."""
     common, box = 0, root
     while source[common] == target[common]:
         inner = box.children[source[common]]
         assert isinstance(inner, Box)
         box, common = inner, common + 1
-    box.links[source[common], target[common]] = None
-    _descend(box, source[common:], lambda inner, child: inner.links.setdefault((child, EXIT)))
-    _descend(box, target[common:], lambda inner, child: inner.links.setdefault((ENTRY, child)))
+    _note(box, (source[common], target[common]), mark)
+    for inner, child in _descend(box, source[common:]):
+        _note(inner, (child, EXIT), mark)
+    for inner, child in _descend(box, target[common:]):
+        _note(inner, (ENTRY, child), mark)
 
 
-def _descend(box: Box, place: list[int], note: Callable[[Box, int], None]) -> None:
+def _note(box: Box, link: tuple[int, int], mark: bool) -> None:
+    box.links[link] = box.links.get(link, False) or mark
+
+
+def _descend(box: Box, place: list[int]) -> Iterator[tuple[Box, int]]:
     for child, next_child in pairwise(place):
         inner = box.children[child]
         assert isinstance(inner, Box)
-        note(inner, next_child)
+        yield inner, next_child
         box = inner
 
 

@@ -140,6 +140,11 @@ class Operation:
         return " ".join(parts)
 
     @property
+    def where(self) -> str:
+        """The path of its module, or its name and place where the path is empty."""
+        return self.module.path if self.module is not None and self.module.path else f"{self.name} {self.place}".strip()
+
+    @property
     def inputs(self) -> dict[Path, Value]:
         """Every tensor among the arguments, by its path."""
         found: dict[Path, Value] = {}

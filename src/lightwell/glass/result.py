@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from lightwell.errors import TraceError
 from lightwell.glass.recording import Accumulation, ApiCall, Edge, FanOut, Module, Operation, Pass
 from lightwell.glass.values import Value, Values
+
+if TYPE_CHECKING:
+    from lightwell.glass.explain import Explanation
+    from lightwell.glass.origin import Origins
+    from lightwell.glass.verify import Verification
 
 
 class Trace:
@@ -109,6 +115,10 @@ class Trace:
 
     def value_of(self, tensor: Tensor) -> Value:
         """The last value that this tensor had in the trace. Raises TraceError if the trace has not seen it."""
+        return self.values_of(tensor)[-1]
+
+    def values_of(self, tensor: Tensor) -> list[Value]:
+        """Every value that this tensor had, oldest first: it has a new one after each write in place."""
         if not self.closed:
             raise TraceError("expected the trace to be closed, got a question inside its block", "Ask after the block.")
         if not isinstance(tensor, Tensor):
@@ -119,7 +129,42 @@ class Trace:
                 f"expected a tensor that the traced step used, got one of shape {list(tensor.shape)} that it did not",
                 "Run forward and backward with it inside the `with lightwell.trace()` block.",
             )
-        return found[-1]
+        return found
+
+    def explain(
+        self,
+        tensor: Tensor,
+        index: Sequence[int] | int | None = None,
+        *,
+        depth: int = 1,
+        top: int = 5,
+        language: str = "en",
+        backward: int | None = None,
+    ) -> Explanation:
+        """How the gradient of a tensor, or of one element of it, came about: see `explain.explain`."""
+        from lightwell.glass.explain import explain
+
+        return explain(self, tensor, index, depth=depth, top=top, language=language, backward=backward)
+
+    def verify(
+        self,
+        *,
+        seconds: float | None = None,
+        differences: bool = True,
+        whole: bool = True,
+        language: str = "en",
+        progress: Callable[[int, int | None, str], None] | None = None,
+    ) -> Verification:
+        """Every gradient checked three ways: see `verify.verify`."""
+        from lightwell.glass.verify import verify
+
+        return verify(self, seconds=seconds, differences=differences, whole=whole, language=language, progress=progress)
+
+    def origins(self, language: str = "en") -> Origins:
+        """Where a NaN or an infinity was born: see `origin.origins`."""
+        from lightwell.glass.origin import origins
+
+        return origins(self, language)
 
     def __str__(self) -> str:
         if not self.closed:

@@ -27,6 +27,12 @@ def say(key: str, language: str = DEFAULT, **values: object) -> str:
     return text.format(**values) if values else text
 
 
+def section(file: str, language: str = DEFAULT) -> dict[str, str]:
+    """Every sentence of a file that stands at its top level, for those who do their own putting in."""
+    found = {**_load(DEFAULT, file), **_load(language, file)}
+    return {key: text for key, text in found.items() if isinstance(text, str)}
+
+
 def languages() -> list[str]:
     """Those for which there are sentences."""
     return sorted(folder.name for folder in (files("lightwell.glass") / "texts").iterdir() if folder.is_dir())

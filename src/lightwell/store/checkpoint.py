@@ -38,6 +38,7 @@ from lightwell.store.tensors import n_bytes, read_tensors, write_tensors
 FORMAT = 1
 FOLDER = "checkpoints"
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+PIN = "pinned"  # an empty file in the folder of a checkpoint that is to be kept for ever; see `checkpoints.pin`
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ def write_checkpoint(
     """Save a checkpoint of `run` after `step` steps, durably, and return its folder.
 
     `state` must be JSON without NaN (ValueError otherwise). `about` goes into the manifest, for people and listings:
-    tokens seen, the environment. An earlier checkpoint of the same step is replaced, in one indivisible step.
+    tokens seen, the environment. An earlier checkpoint of the same step is replaced (its pin stays); if that is
+    interrupted, the next process finds the earlier one or the new one.
     Raises RunError if a number in `model` or `optimizer` is not finite, SpaceError if the disk has no room.
     """
     require_finite(model)
@@ -78,6 +80,8 @@ def write_checkpoint(
         }
         write_new(folder / STATE, remembered)
         write_manifest(folder, {"format": FORMAT, "kind": "checkpoint", "step": step, **(about or {})}, known)
+        if (path / PIN).exists():
+            write_new(folder / PIN, b"")
     return path
 
 

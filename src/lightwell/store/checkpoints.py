@@ -23,6 +23,7 @@ from lightwell.store.checkpoint import (
     FOLDER,
     MODEL,
     OPTIMIZER,
+    PIN,
     STATE,
     Checkpoint,
     checkpoint_manifest,
@@ -31,7 +32,6 @@ from lightwell.store.checkpoint import (
 )
 
 _NAME = re.compile(r"step-(\d{8,})")
-PIN = "pinned"  # an empty file in a checkpoint's folder, made and removed in one indivisible step each
 
 T = TypeVar("T")
 Report = Callable[[str], None]  # is told one sentence about a broken checkpoint
@@ -116,7 +116,10 @@ def rotate(
 
 
 def pin(run: Path, step: int) -> None:
-    """Keep the checkpoint of `step` for ever. Needs no lock. Raises RunError, listing the steps, if there is none."""
+    """Keep the checkpoint of `step` for ever: its folder gets an empty file, in one indivisible step.
+
+    Needs no lock. Raises RunError, listing the steps, if there is no such checkpoint.
+    """
     path = _existing(run, step)
     if is_pinned(path):
         return

@@ -1,0 +1,68 @@
+"""A small training as one of the processes that torchrun starts; with an accident, if one is asked for.
+
+process_worker.py RUN DATASET KIND MICRO_BATCH STEPS [kill|stop|until-STEP]
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from training_helpers import CPU, tiny
+
+from lightwell.data.dataset import open_dataset
+from lightwell.runtime.observer import Observer
+from lightwell.runtime.world import join_world
+from lightwell.store.checkpoints import list_checkpoints
+from lightwell.store.database import RunDatabase
+from lightwell.training.assemble import assemble
+from lightwell.training.loop import run
+from lightwell.training.record import NoRecord
+from lightwell.training.saver import read_for_all
+
+
+class Accident(Observer):
+    """At step 12 of the first attempt, to the process of rank 1."""
+
+    def __init__(self, what, world):
+        self.what, self.world = what, world
+
+    def wants(self, step):
+        return step == 12 and self.world.rank == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+
+    def before_forward(self, model, batch):
+        os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[self.what])
+
+
+def main(path, dataset, kind, micro_batch, steps, accident=""):
+    torch.set_num_threads(1)
+    path = Path(path)
+    config = tiny(
+        steps=int(steps),
+        model={"context_length": 16, "drop_rate": 0.0},
+        train={"batch_size": 12, "micro_batch_size": int(micro_batch), "early_stop": False, "eval_every": 25},
+        checkpoint={"every": 5},
+        runtime={"parallel": kind},
+    )
+    with join_world() as world:
+        record = NoRecord()
+        if world.is_main:
+            path.mkdir(exist_ok=True)
+            record = RunDatabase(path / "run.sqlite")
+        begun = world.on_main(lambda: bool(list_checkpoints(path)))
+        checkpoint = read_for_all(path, world, print) if begun else None
+        observers = [Accident(accident, world)] if accident in ("kill", "stop") else []
+        training = assemble(
+            path, config, open_dataset(dataset), CPU, world, record, checkpoint=checkpoint, observers=observers
+        )
+        if accident.startswith("until"):
+            last = int(accident.split("-")[1])
+            training.stop = lambda: "told to" if training.state.step == last else None
+        run(training)
+        if world.is_main:
+            record.close()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

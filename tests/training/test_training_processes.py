@@ -1,0 +1,110 @@
+"""Many processes compute what one computes; whatever happens to one of them, the run ends as it would have."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from training_helpers import metrics, same
+
+from lightwell.store.checkpoints import list_checkpoints, read_newest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+WORKER = Path(__file__).parent / "process_worker.py"
+
+
+def torchrun(n, *arguments, restarts=0, check=True, **environment):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}"]
+    command += [f"--max-restarts={restarts}", *map(str, arguments)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment, timeout=800
+    )
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def alone(*arguments):
+    subprocess.run([sys.executable, WORKER, *map(str, arguments)], check=True, timeout=800)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory, dataset):
+    """The run of one process: 50 steps, each of three micro-batches."""
+    path = tmp_path_factory.mktemp("one") / "run"
+    alone(path, dataset.path, "auto", 4, 50)
+    return path
+
+
+def curve(path):
+    return [loss for _, loss in metrics(path, "loss")["loss"]]
+
+
+def assert_agree(a, b, tolerance=1e-5):
+    assert len(curve(a)) == len(curve(b)) == 50
+    assert curve(a)[0] - curve(a)[-1] > 1
+    assert curve(b) == pytest.approx(curve(a), rel=0, abs=tolerance)
+    x, y = read_newest(a), read_newest(b)
+    for tensors, others in ((x.model, y.model), (x.optimizer, y.optimizer)):
+        assert tensors.keys() == others.keys()
+        for name in tensors:
+            torch.testing.assert_close(others[name], tensors[name], rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("kind", ["data", "sharded"])
+def test_two_processes_are_one(tmp_path, dataset, one, kind):
+    """Documents of unequal length, accumulation 3, Muon and AdamW; losses, weights and moments."""
+    torchrun(2, WORKER, tmp_path / "run", dataset.path, kind, 2, 50)
+    assert_agree(one, tmp_path / "run")
+
+
+@pytest.mark.parametrize(("kind", "before", "after"), [("data", 2, 1), ("sharded", 2, 1), ("sharded", 1, 2)])
+def test_a_checkpoint_of_n_processes_resumes_on_m(tmp_path, dataset, one, kind, before, after):
+    for n, until in ((before, "until-20"), (after, "")):
+        arguments = [tmp_path / "run", dataset.path, kind, 4 // n, 50, until]
+        torchrun(n, WORKER, *arguments) if n > 1 else alone(*arguments)
+    assert_agree(one, tmp_path / "run")
+
+
+def test_a_killed_process_changes_nothing(tmp_path, dataset):
+    torchrun(2, WORKER, tmp_path / "whole", dataset.path, "data", 2, 30)
+    done = torchrun(2, WORKER, tmp_path / "killed", dataset.path, "data", 2, 30, "kill", restarts=1)
+    assert "SIGKILL" in done.stderr
+    whole, killed = read_newest(tmp_path / "whole"), read_newest(tmp_path / "killed")
+    assert whole.step == killed.step == 30
+    assert same(whole.model, killed.model)
+    assert same(whole.optimizer, killed.optimizer)
+
+
+def test_a_hanging_process_is_named_and_ends_all(tmp_path, dataset):
+    """A process is frozen: the others say so after the timeout, end, and torchrun goes on from the checkpoint."""
+    done = torchrun(
+        2, WORKER, tmp_path / "run", dataset.path, "data", 2, 30, "stop", restarts=1, LIGHTWELL_HANG_SECONDS="6"
+    )
+    assert "the processes have stood still for 6 seconds" in done.stderr
+    assert "rank 0: step 11, " in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "rank 1: step 11" in line]
+    assert line.endswith("does not answer  <- behind")
+    assert read_newest(tmp_path / "run").step == 30
+
+
+def test_only_the_first_process_speaks(tmp_path):
+    text = tmp_path / "t.txt"
+    text.write_text("".join(f"{n} wells and {n * n} buckets stood in the garden.\n\n" for n in range(400)))
+    small = ["tokenizer.kind=bytes", "model.context_length=32", "model.emb_dim=32", "model.n_heads=2"]
+    small += ["model.n_layers=2", "train.batch_size=4", "train.sample_tokens=8"]
+    command = ["-m", "lightwell", "pretrain", text, "--val", text, "--out", tmp_path / "run", "--steps", 6, "--json"]
+    for setting in small:
+        command += ["--set", setting]
+    done = torchrun(2, *command)
+    (line,) = done.stdout.strip().splitlines()
+    assert json.loads(line)["steps"] == 6
+    assert done.stderr.count("step 6/6") == 1
+    assert list_checkpoints(tmp_path / "run")
+    mistaken = torchrun(2, *command[:3], tmp_path / "nothing", *command[4:6], "--out", tmp_path / "b", check=False)
+    assert mistaken.returncode != 0
+    assert mistaken.stderr.count("lightwell: expected") == 1
+    odd = torchrun(2, *command[:7], tmp_path / "c", *command[8:], "--set", "train.batch_size=5", check=False)
+    assert "that 2 processes can share equally, got 5" in odd.stderr
