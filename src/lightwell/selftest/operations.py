@@ -86,7 +86,7 @@ OPERATIONS = (
     Operation("GELU (tanh)", lambda x: F.gelu(x, approximate="tanh"), ((ROWS, WIDTH),)),
     Operation("SiLU", F.silu, ((ROWS, WIDTH),)),
     Operation("last product and loss", _loss, ((ROWS, WIDTH), (VOCAB, WIDTH))),
-    Operation("orthogonalisation (Muon)", orthogonalise, ((32, WIDTH),), False, slack=5.0),  # fifteen products,
+    Operation("orthogonalisation (Muon)", orthogonalise, ((32, WIDTH),), False, slack=5.0),  # fifteen products
 )
 
 
