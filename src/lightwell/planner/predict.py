@@ -1,11 +1,11 @@
 """What held-out loss to expect from a model of some size after some text: a law with three terms.
 
-    bits per byte = h (E + A / N^alpha + B / D^beta)
+    bits per byte = h^gamma (E + A / N^alpha + B / D^beta)
 
 N parameters, D tokens of *new* text (repeated text counts less and less), h how hard this text is: the bits per
 byte that a general compressor needs for a sample of it, which is known before training.
 Sources: the form and alpha, beta: Hoffmann et al. 2022 ("Chinchilla"); repetition: Muennighoff et al. 2023.
-E, A, B were fitted to our own runs (LOG.md).
+gamma, E, A, B were fitted to six small runs of our own (LOG.md).
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import math
 from dataclasses import dataclass
 
 ALPHA, BETA = 0.34, 0.28
-E, A, B = 0.21, 33.0, 33.0
+GAMMA = 0.57
+E, A, B = 0.80, 11.7, 12.7
 REPETITION = 15.4  # epochs after which repeating has lost most of its use
 EXCESS = 5.3  # the same for parameters beyond one for each TOKENS_PER_PARAMETER different tokens
 TOKENS_PER_PARAMETER = 20
@@ -40,7 +41,7 @@ def predict_bits_per_byte(parameters: int, tokens: int, text: Text) -> float:
     """Expected held-out bits per byte of a model with `parameters`, trained on `tokens` tokens of `text`."""
     new = effective_tokens(tokens, text.tokens)
     size = effective_parameters(parameters, min(tokens, text.tokens))
-    return text.difficulty * (E + A / size**ALPHA + B / new**BETA)
+    return text.difficulty**GAMMA * (E + A / size**ALPHA + B / new**BETA)
 
 
 def effective_tokens(tokens: int, unique: int) -> float:
