@@ -4,6 +4,8 @@ import torch
 
 import lightwell
 
+SETTINGS = ["train.batch_size=8", "checkpoint.every=15", "train.eval_every=15"]
+
 
 def test_tour(tmp_path):
     text = tmp_path / "notes.txt"
@@ -11,7 +13,7 @@ def test_tour(tmp_path):
     text.write_text("".join(lines), encoding="utf-8")
 
     # Train a small model for a few steps. A run is a folder; everything about it is in there.
-    run = lightwell.pretrain(text, steps=30, preset="nano", out=tmp_path / "run", settings=["train.batch_size=8"])
+    run = lightwell.pretrain(text, steps=30, preset="nano", out=tmp_path / "run", settings=SETTINGS)
     losses = [loss for _, loss in run.metrics["loss"]]
     assert losses[-1] < losses[0] - 1
 
