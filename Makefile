@@ -30,7 +30,7 @@ test: check
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 slow: setup
-	$(BIN)/python -m pytest -m slow --timeout 900
+	$(BIN)/python -m pytest -m slow --timeout 900 -n 2
 
 bench: setup
 	$(BIN)/python benchmarks/guard.py

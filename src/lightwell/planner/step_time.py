@@ -9,7 +9,7 @@ import torch
 from lightwell.config.run import RunConfig
 from lightwell.data.batches import Batch
 from lightwell.model.build import GPT
-from lightwell.model.count import memory_bytes
+from lightwell.model.count import flops_per_token, memory_bytes
 from lightwell.runtime.device import Device
 from lightwell.runtime.memory import free_bytes
 from lightwell.runtime.seeds import generator
@@ -20,6 +20,7 @@ from lightwell.training.replicas import Replicas
 from lightwell.training.step import train_step
 
 TRIAL_ROWS = 4  # sequences of a trial step: the time of a batch follows from them
+TRIAL_FLOPS = 5e11  # and fewer for a large model: a few seconds on a laptop
 
 
 class Trial:
@@ -57,7 +58,9 @@ def measure_step_seconds(config: RunConfig, device: Device, rounds: int = 3, lim
     """
     model_config = config.model.complete()
     batch_size = config.train.batch_size or 1
-    rows = min(batch_size, config.train.micro_batch_size or batch_size, TRIAL_ROWS)
+    per_row = model_config.context_length * flops_per_token(model_config, model_config.context_length)["total"]
+    affordable = max(1, int(TRIAL_FLOPS / per_row))
+    rows = min(batch_size, config.train.micro_batch_size or batch_size, TRIAL_ROWS, affordable)
     needed = memory_bytes(model_config, rows, dtype_bytes=4, optimizer=config.optimizer.name)["total"]
     free = free_bytes()
     if free is not None and needed > 0.8 * free:
