@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
-from training_helpers import CPU, tiny
+from training_helpers import Float64, tiny
 
 from lightwell.data.dataset import open_dataset
 from lightwell.runtime.observer import Observer
@@ -37,6 +37,8 @@ class Accident(Observer):
 
 def main(path, dataset, kind, micro_batch, steps, accident=""):
     torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    device = Float64(torch.device("cpu"), torch.float64)
     path = Path(path)
     config = tiny(
         steps=int(steps),
@@ -54,7 +56,7 @@ def main(path, dataset, kind, micro_batch, steps, accident=""):
         checkpoint = read_for_all(path, world, print) if begun else None
         observers = [Accident(accident, world)] if accident in ("kill", "stop") else []
         training = assemble(
-            path, config, open_dataset(dataset), CPU, world, record, checkpoint=checkpoint, observers=observers
+            path, config, open_dataset(dataset), device, world, record, checkpoint=checkpoint, observers=observers
         )
         if accident.startswith("until"):
             last = int(accident.split("-")[1])
