@@ -28,8 +28,8 @@ SMALL = {"vocab_size": 11, "context_length": 6, "emb_dim": 8, "n_heads": 2, "n_l
 
 def small_model(family: str = "gpt2", **options: object) -> nn.Module:
     torch.manual_seed(0)
-    config = GPTConfig(**SMALL, **options) if family == "gpt2" else ModernConfig(**SMALL, **options)
-    return GPT(config)
+    chosen = SMALL | options
+    return GPT(GPTConfig(**chosen) if family == "gpt2" else ModernConfig(**chosen))
 
 
 def batch() -> tuple[Tensor, Tensor]:

@@ -31,6 +31,7 @@ from lightwell.glass.noise import SAFETY, noise_floor, precision
 from lightwell.glass.recording import Edge, Operation
 from lightwell.glass.result import Trace
 from lightwell.glass.values import Value
+from lightwell.glass.wording import languages
 
 ROUNDINGS = 16
 SMALL = 1 << 16  # elements up to which the whole function is run again for its finite difference
@@ -143,6 +144,8 @@ def explain(
     """
     if depth < 1 or top < 1:
         raise TraceError(f"expected depth and top of 1 or more, got depth={depth}, top={top}")
+    if language not in languages():
+        raise TraceError(f"expected a language out of {', '.join(languages())}, got {language!r}")
     question = _Question(trace, tensor, backward)
     value = question.value
     place = _place(value, index)
@@ -200,6 +203,7 @@ def _explain_element(question: _Question, place: Place, depth: int, top: int, la
     differences, of = _differences(question, place, readings)
     graph, v = question.parts[-1]
     root = _root(trace, graph.index)
+    ways = [way for g, w in question.parts for way in _ways(g, w, place)]
     single = len(question.parts) == 1 and root is not None and question.before is None
     return Explanation(
         trace=trace,
@@ -210,7 +214,7 @@ def _explain_element(question: _Question, place: Place, depth: int, top: int, la
         terms=terms,
         rest=rest,
         chains=(chains(graph, v, root) or []) if single and root is not None and _starts_with_one(trace, graph) else [],
-        ways=[way for g, w in question.parts for way in _ways(g, w, place)],
+        ways=ways if len(ways) > 1 else [],
         before=before,
         autograd=autograd,
         residual=None if autograd is None else abs(total - autograd),

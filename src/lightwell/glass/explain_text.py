@@ -145,7 +145,7 @@ def _formula(operation: Operation) -> str:
 
 
 def _ways(e: Explanation) -> Iterator[str]:
-    if len(e.ways) > 1:
+    if e.ways:
         yield say("explain.ways", e.language)
         for way in e.ways:
             yield f"  {figure(way.value):>12}  {' -> '.join(way.labels)}"

@@ -255,6 +255,7 @@ class Values:
         for value in self.all:
             if value.kept == "reference" and value._content is not None:
                 value._version = _version_of(value._content)
+                value.requires_grad |= value._content.requires_grad
             for tensor in (value.source, *value._aliases):
                 if tensor is not None:
                     self._index.setdefault(id(tensor), []).append(value)
