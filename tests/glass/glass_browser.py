@@ -1,6 +1,6 @@
-"""A headless Chromium, driven through chromedriver's HTTP protocol (W3C WebDriver), with nothing but the standard library.
+"""A headless Chromium, driven through chromedriver's HTTP protocol (W3C WebDriver) by the standard library alone.
 
-Debian's packages chromium and chromium-driver. `find()` says why there is none.
+Debian's packages chromium and chromium-driver. `missing()` says why there is none.
 """
 
 from __future__ import annotations
