@@ -112,8 +112,10 @@ def _describe(path: Path) -> dict[str, Any]:
             metrics = {name: database.metrics(name) for name in ("loss", "heldout.loss", "heldout.bits_per_byte")}
             ends = database.events("end")
             ended = ends[-1]["details"]["reason"] if ends else None
-            plans = database.events("steps")
+            plans = database.events("steps") + database.events("extended")
             planned = plans[-1]["details"]["steps"] if plans else planned
+            if plans and ends and plans[-1]["time"] > ends[-1]["time"]:
+                ended = None  # it was extended since
     checkpoints = list_checkpoints(path)
     step = step_of(checkpoints[-1]) if checkpoints else 0
     if not checkpoints:
