@@ -1,5 +1,7 @@
 """Runs made ill in eight ways, three seeds each, are recognised; healthy ones are not accused."""
 
+import os
+
 import glass_sickness_lab as lab
 import pytest
 import torch
@@ -11,6 +13,7 @@ ALSO = {"bad_initialisation": {"units_alike"}, "rate_too_high": {"diverged"}}  #
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
+@pytest.mark.skipif("LIGHTWELL_RECALL" not in os.environ, reason="trains for up to an hour: set LIGHTWELL_RECALL=1")
 def test_sick_runs_are_recognised_and_healthy_ones_left_in_peace():
     torch.set_num_threads(1)
     recognised, accused, missed = 0, [], []
