@@ -199,8 +199,16 @@ class PageData:
         }
 
     def _subtitle(self, operation: Mapping[str, Any]) -> str:
-        shapes = [shape_text(self.values[o]["shape"], self.language) for o in operation["outputs"]]
-        return (shapes[0] + (f" (+{len(shapes) - 1})" if len(shapes) > 1 else "")) if shapes else ""
+        """What comes out: the shape of the first output, or the number if it is one; by its name if it has one."""
+        outputs = [self.values[o] for o in operation["outputs"]]
+        if not outputs:
+            return ""
+        first, more = outputs[0], f" (+{len(outputs) - 1})" if len(outputs) > 1 else ""
+        if _is_number(first):
+            said = number(first["elements"][0])
+            return (f"{first['name']} = {said}" if first["name"] else said) + more
+        said = shape_text(first["shape"], self.language)
+        return (f"{first['name']}: {said}" if first["name"] else said) + more
 
     def _words(self, operation: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]], verdict: str) -> str:
         """The operation in one or two sentences, for those who hear the page and for those who point at a node."""
@@ -244,7 +252,7 @@ class PageData:
             "dtype": value["dtype"],
             "shape": shape,
             "text": shape_text(shape, self.language),
-            "stats": self._statistics(value["statistics"]),
+            "stats": number(value["elements"][0], 7) if _is_number(value) else self._statistics(value["statistics"]),
             "outside": int(value["producer"] is None),
             "columns": 1,
             "data": None,
@@ -288,6 +296,11 @@ def corner(shape: Sequence[int], most: int) -> list[int]:
     columns = min(shape[-1], side)
     rows = min(shape[-2], most // columns if columns < side else side)
     return [row * shape[-1] + column for row in range(rows) for column in range(columns)]
+
+
+def _is_number(value: Mapping[str, Any]) -> bool:
+    """Whether it is a single number, and known."""
+    return math.prod(value["shape"]) == 1 and bool(value["elements"])
 
 
 def _key(child: layout.Box | layout.Node) -> str | int:
