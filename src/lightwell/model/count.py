@@ -97,9 +97,10 @@ def flops_per_token(
     """FLOPs of one token of a full window: "forward", "backward" and their "total", a training step's arithmetic.
 
     A matrix of n numbers costs 2 n forward and 4 n backward, for the gradients of its input and of itself. Attention
-    has two products forward (scores, values) and five backward (the scores again, and a gradient for each of the four
-    factors). With `checkpoint_activations` the backward pass runs the blocks' forward pass again, up to the last thing
-    that it needs: without dropout that is the input of `down`.
+    has two products forward (scores, values) and five backward: the scores again, and a gradient for each of the four
+    factors. (With dropout on a CPU four: the fused kernel is not used, and the scores are kept.)
+    With `checkpoint_activations` the backward pass runs the blocks' forward pass again, up to the last thing that it
+    needs: without dropout that is the input of `down`.
     context_length: tokens in the window; the config's if None.
     """
     s = _sizes(config)
