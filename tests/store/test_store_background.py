@@ -294,6 +294,7 @@ def test_an_error_in_training_still_finishes_the_save(run: Path, gate: Gate) -> 
 
 def test_ctrl_c_while_a_save_is_under_way(run: Path, gate: Gate) -> None:
     """The signal reaches whoever waits; the thread writes on; nothing is half done; closing afterwards works."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     gate.open.clear()
     writer = BackgroundWriter(run, keep=1)
     submit(writer, 1)
