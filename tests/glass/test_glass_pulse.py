@@ -23,6 +23,10 @@ def batch_of(step: int, B: int = 16, T: int = 32, V: int = 97):
     return SimpleNamespace(ids=ids[:, :-1], targets=ids[:, 1:])
 
 
+def mean_loss_of(forward, batch):
+    return pulses.mean_loss(forward, batch.ids, batch.targets)
+
+
 def train(model, observer, steps: int = 9, loss_of=None, batch_of=batch_of):
     """Steps as the training loop makes them, with an observer or None; the losses."""
     loss_of = loss_of or pulses.mean_loss
