@@ -97,8 +97,11 @@ def assemble(
     saver.every = decided["save_every"]
 
     def evaluate(max_tokens: int | None) -> Evaluation:
+        def alive(done: int, total: int | None, what: str) -> None:
+            world.at(state.step, f"{what}, {done} tokens done")
+
         with device.autocast():
-            return evaluate_stream(model, dataset.val, dataset.tokenizer, max_tokens=max_tokens)
+            return evaluate_stream(model, dataset.val, dataset.tokenizer, max_tokens=max_tokens, progress=alive)
 
     return Training(
         config=config,

@@ -1,0 +1,101 @@
+"""How many steps there are is decided from the budget, and moved only while the rate may still be told."""
+
+import pytest
+
+from lightwell.config.run import BudgetSection, ScheduleSection
+from lightwell.training import pace as module
+from lightwell.training.pace import Pace
+from lightwell.training.state import TrainState
+
+
+class Clock:
+    """A clock that goes when it is told to."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def perf_counter(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+def make(clock, step_seconds=1.0, reserve=0.0, schedule=None, **budget):
+    pace = Pace(
+        BudgetSection(**budget), schedule or ScheduleSection(), 1000, step_seconds=step_seconds, reserve=reserve,
+        began=clock.now,
+    )  # fmt: skip
+    state = TrainState()
+    pace.begin(state)
+    return pace, state
+
+
+def go(pace, state, clock, steps, seconds):
+    for _ in range(steps):
+        clock.now += seconds
+        state.step += 1
+        pace.replan(state)
+
+
+def test_steps_and_tokens_are_counted(clock):
+    pace, state = make(clock, steps=77)
+    assert pace.steps(state) == 77
+    pace, state = make(clock, tokens=10_500)
+    assert pace.steps(state) == 11
+    go(pace, state, clock, 11, 99.0)  # however long it takes
+    assert pace.steps(state) == 11
+    assert pace.finished(state)
+
+
+def test_minutes_become_steps_less_what_the_end_takes(clock):
+    pace, state = make(clock, step_seconds=0.5, reserve=10.0, minutes=2)
+    assert pace.steps(state) == 220
+
+
+def test_the_end_moves_while_it_may(clock):
+    """Steps take twice as long as expected: the end comes nearer, and the run ends in time."""
+    pace, state = make(clock, step_seconds=1.0, minutes=10)
+    assert pace.steps(state) == 600
+    warmup = state.decisions[0]["warmup"]
+    began = clock.now
+    while not pace.finished(state):
+        go(pace, state, clock, 1, 2.0)
+    assert clock.now - began == pytest.approx(600, abs=4)
+    assert state.step == pytest.approx(300, abs=2)
+    decisions = [decision for decision in state.decisions if decision["kind"] == "steps"]
+    assert 1 < len(decisions) < 10
+    assert {decision["warmup"] for decision in decisions} == {warmup}
+    rates = [pace.lr_scale(state, n) for n in range(state.step)]
+    begin = rates.index(max(rates), warmup)
+    last_move = decisions[-1]["step"]
+    decay = next(n for n in range(begin, state.step) if rates[n] < 1)
+    assert last_move < decay, "no rate that was used may have been another one than told now"
+
+
+def test_a_rate_that_was_used_is_never_changed(clock):
+    """Steps become slower and slower: what the schedule now says of the past is what was done."""
+    pace, state = make(clock, step_seconds=0.1, minutes=1, schedule=ScheduleSection(warmup=0.1, decay=0.5))
+    used, seconds = [], 0.1
+    while not pace.finished(state):
+        used.append(pace.lr_scale(state, state.step))
+        go(pace, state, clock, 1, seconds)
+        seconds *= 1.01
+    assert used == [pace.lr_scale(state, n) for n in range(len(used))]
+
+
+def test_a_resumed_run_keeps_its_end(clock):
+    pace, state = make(clock, step_seconds=1.0, minutes=1)
+    go(pace, state, clock, 5, 1.0)
+    state.seconds = pace.elapsed()
+    clock.now += 5000
+    again = Pace(pace.budget, pace.schedule, 1000, step_seconds=9.0, began=clock.now)
+    again.begin(state)
+    go(again, state, clock, 10, 9.0)
+    assert again.steps(state) == 60
+    assert len(state.decisions) == 1
+    assert again.elapsed() == pytest.approx(5 + 90)
