@@ -41,6 +41,13 @@ def test_text_without_blank_lines_is_cut_at_lines():
     assert all(text[passage.start - 1 : passage.start] == b"\n" for passage in passages(text)[1:])
 
 
+def test_blanks_are_cut_too():
+    text = b"words\n" + b"\n" * 200_000 + prose(30_000) + b" " * 200_000
+    cut = passages(text)
+    assert max(passage.n_bytes for passage in cut) <= LARGEST + SMALLEST
+    assert sum(passage.n_bytes for passage in cut) == len(text)
+
+
 def test_cuts_find_each_other_again_after_an_insertion():
     text = prose(400_000)
     before = {passage.digest for passage in passages(text)}

@@ -4,6 +4,7 @@ import copy
 import json
 import random
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -99,6 +100,13 @@ def test_learning_from_a_real_text_is_the_plain_algorithm():
     assert made.merges == learn([piece for text in source for piece in cut(text)], 83, LEARNED_LENGTH)
 
 
+def test_learning_from_one_very_long_word_takes_no_time():
+    word = "".join(random.Random(4).choices("abcdefgh", k=300_000))
+    made = train_bpe([word], 600)
+    assert made.vocab_size == 600
+    assert made.decode(made.encode(word)) == word
+
+
 def test_learning_gives_the_same_each_time():
     assert train_bpe(corpus(), 700).hash == trained().hash
 
@@ -107,8 +115,9 @@ def test_short_texts_give_small_vocabularies():
     assert train_bpe([], 1000).vocab_size == 257
     assert train_bpe(["ab ab"], 1000).merges == [(b"a", b"b")]
     assert train_bpe(["-" * 5000], 1000).byte_lengths().max() <= LEARNED_LENGTH
-    with pytest.raises(TokenizerError, match="expected a vocabulary of at least 257"):
-        train_bpe(["text"], 256)
+    for size in (-1, 0, 256, 10**9):
+        with pytest.raises(TokenizerError, match=rf"expected a vocabulary of 257 .* to 1,000,000 tokens, got {size:,}"):
+            train_bpe(["text"], size)
     with pytest.raises(TokenizerError, match="lone surrogate"):
         train_bpe(["text", "\ud800"], 300)
 
@@ -170,9 +179,9 @@ def test_cutting_large_texts_does_not_change_ids(parts, times, which):
     data = text.encode()
     whole = made._encode_stretch((data, False)).tolist()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lightwell.tokenizer.bpe.LONGEST", 64)
         patch.setattr("lightwell.tokenizer.bpe.STRETCH", 100)
-        found = list(stretches(data))
+        patch.setattr("lightwell.tokenizer.bpe.stretches", partial(stretches, longest=64))
+        found = list(stretches(data, longest=64))
         assert b"".join(piece for piece, _ in found) == data
         assert made.encode(text) == whole
         for piece, has_long_piece in found:

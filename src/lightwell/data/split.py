@@ -50,7 +50,7 @@ def passages(text: bytes) -> list[Passage]:
     starts = [0]
     if len(text) > LARGEST:
         for end_of_words, end in _paragraph_ends(text):
-            _cut_what_is_too_long(text, starts, end_of_words)
+            _cut_what_is_too_long(text, starts, end)
             last_words = text[max(starts[-1], end_of_words - 64) : end_of_words]
             if end - starts[-1] >= SMALLEST and zlib.crc32(last_words) % _ONE_IN == 0:
                 starts.append(end)

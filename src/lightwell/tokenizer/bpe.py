@@ -46,6 +46,7 @@ GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?
 STRETCH = 1 << 16  # bytes given to the encoder at once
 LONGEST = 1 << 14  # bytes without a safe cut that tiktoken gets; its regex gives up at about a million blanks
 NEVER = sys.maxsize  # the rank of what is not a token
+LARGEST = 1_000_000  # tokens; the memory is asked for before the learning begins
 LEARNED_LENGTH = 32  # bytes of the longest token we learn: no vocabulary needs lines of dashes
 
 
@@ -163,15 +164,18 @@ def train_bpe(
     texts: Iterable[str], vocab_size: int, progress: Callable[[int, int | None, str], None] | None = None
 ) -> BPETokenizer:
     """Learn a vocabulary from some texts: at most `vocab_size` ids, of which 256 are the bytes and one the separator;
-    fewer if no pair of neighbours occurs twice any more. Raises TokenizerError if `vocab_size` is below 257.
+    fewer if no pair of neighbours occurs twice any more. Raises TokenizerError unless `vocab_size` is from 257 to a
+    million.
     """
     from tokenizers import AddedToken, Regex, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Library
 
     from lightwell.tokenizer.huggingface import SPELL, read_bpe
 
-    if vocab_size < 257:
-        raise TokenizerError(f"expected a vocabulary of at least 257 (256 bytes, a separator), got {vocab_size}.")
+    if not 257 <= vocab_size <= LARGEST:
+        raise TokenizerError(
+            f"expected a vocabulary of 257 (256 bytes, a separator) to {LARGEST:,} tokens, got {vocab_size:,}."
+        )
     library = Library(models.BPE())
     cut = pre_tokenizers.Split(Regex(PATTERN), behavior="isolated")
     spell = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -189,14 +193,19 @@ def train_bpe(
 
 
 def _in_stretches(texts: Iterable[str], progress: Callable[[int, int | None, str], None] | None) -> Iterator[str]:
-    """The texts in parts of a size that the library can work on in parallel."""
+    """The texts in parts of a size that the library can work on in parallel.
+
+    What might be a very long piece is cut anywhere, since learning from one takes the square of its length.
+    """
     done = 0
     for text in texts:
-        for data, _ in stretches(utf8(text)):
+        for data, has_long_piece in stretches(utf8(text), longest=LONGEST // 8):
             done += len(data)
             if progress is not None:
                 progress(done, None, "learning the vocabulary")
-            yield data.decode()
+            part = data.decode()
+            size = LONGEST // 64 if has_long_piece else len(part)
+            yield from (part[start : start + size] for start in range(0, len(part), size))
     if progress is not None:
         progress(done, done, "learning the vocabulary")
 
@@ -211,19 +220,20 @@ _ENDS_SOLID[0x80:0xC0] = True
 _ENDS_SOLID[[*range(0x80, 0x8B), 0x9F, 0xA0, 0xA8, 0xA9, 0xAF]] = False  # the last bytes of Unicode's other white space
 
 
-def stretches(data: bytes, blanks: bytes = b" \n") -> Iterator[tuple[bytes, bool]]:
+def stretches(data: bytes, blanks: bytes = b" \n", longest: int = LONGEST) -> Iterator[tuple[bytes, bool]]:
     """Cut UTF-8 into stretches that can be encoded one by one; with each, whether it may hold a very long piece.
 
-    blanks: before which of them to cut.
+    blanks: before which of them to cut. longest: bytes that a piece may have.
     """
-    if len(data) <= LONGEST:
-        yield data, False
+    if len(data) <= longest:
+        if data:
+            yield data, False
         return
     values = np.frombuffer(data, dtype=np.uint8)
     is_blank = np.isin(values[1:], list(blanks))
     safe = np.flatnonzero(_ENDS_SOLID[values[:-1]] & is_blank) + 1
     safe = np.concatenate([[0], safe, [len(data)]])
-    long = np.flatnonzero(np.diff(safe) > LONGEST)
+    long = np.flatnonzero(np.diff(safe) > longest)
     regular = safe[np.searchsorted(safe, np.arange(STRETCH, len(data), STRETCH))]
     ends = np.unique(np.concatenate([[0, len(data)], regular, safe[long], safe[long + 1]]))
     starts_long = set(safe[long].tolist())
