@@ -317,3 +317,71 @@ class TestInABrowser:
         assert "✗" in browser.text(".node.disagree")
         assert browser.text("#details .verdict") == "✗ disagree"
         assert "DISAGREES" in browser.text("#details")
+
+
+def large(layers: int):
+    """The dictionary of a residual network with about 22 operations a layer, each value a small matrix."""
+    operations, values, edges = [], [], []
+
+    def add(module, *sources):
+        k = len(operations)
+        value = {"id": 2 * k, "name": "", "shape": [4, 4], "dtype": "float32", "producer": k, "sample": None}
+        statistics = {
+            "minimum": -1.0,
+            "maximum": 1.0,
+            "mean": 0.0,
+            "rms": 0.5,
+            "zeros": 0,
+            "nan": 0,
+            "inf": 0,
+            "minus_inf": 0,
+        }
+        elements = [math.sin(k + j) for j in range(16)]
+        values.append({**value, "statistics": statistics, "elements": elements})
+        values.append({**value, "id": 2 * k + 1, "producer": None, "statistics": statistics, "elements": elements})
+        inputs = [{"path": [j], "name": f"x{j}", "value": 2 * s} for j, s in enumerate(sources)]
+        for j, s in enumerate(sources):
+            edges.append(
+                {"id": len(edges), "value": 2 * s, "source": s, "target": k, "path": [j], "gradients": {"0": 2 * s + 1}}
+            )
+        down = [{"path": [j], "value": 2 * s + 1} for j, s in enumerate(sources)]
+        flows = [{"index": 0, "upstream": [2 * k + 1], "downstream": down}]
+        operations.append(
+            {"id": k, "name": "add", "phase": "forward", "call": "", "call_id": None, "module": module, "file": "m.py",
+             "line": 1, "inputs": inputs, "outputs": [2 * k], "attributes": {}, "flows": flows, "rule": None}
+        )  # fmt: skip
+        return k
+
+    x = add("embed")
+    for layer in range(layers):
+        y = x
+        for _ in range(20):
+            y = add(f"blocks.{layer}.branch", y)
+        x = add(f"blocks.{layer}", x, y)
+    modules = [{"path": path, "kind": "Module"} for path in {o["module"] for o in operations}]
+    return {"modules": modules, "operations": operations, "values": values, "edges": edges, "fan_outs": [],
+            "accumulations": [], "notes": []}  # fmt: skip
+
+
+@needs_browser
+@pytest.mark.timeout(120)
+def test_five_thousand_operations_stay_light(tmp_path):
+    dictionary = large(240)
+    assert len(dictionary["operations"]) > 5000
+    path = write_page(dictionary, tmp_path / "large.html")
+    assert path.stat().st_size < 8_000_000
+    with Browser(tmp_path) as browser:
+        browser.open(path)
+        browser.settle()
+        assert 5 < browser.count(".node") < 300
+        browser.click("#unfold")
+        assert browser.count("[role=treeitem]") > 5000
+        assert browser.count(".node") < 300  # only what is in view is drawn
+        browser.run("lightwell.choose({op: 5000})")
+        browser.settle()
+        assert browser.count(".node.chosen") == 1
+        assert (
+            browser.run("const t = performance.now(); lightwell.choose({op: 4990}); return performance.now() - t")
+            < 2000
+        )
+        assert browser.console == []

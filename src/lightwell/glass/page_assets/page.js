@@ -23,12 +23,12 @@ let chosen = null;                       // {box: i} or {op: i}
 let places = new Map();                  // "b3" or "o17" -> {x, y, w, h}
 const keyOf = ([isBox, index]) => (isBox ? "b" : "o") + index;
 
-function openAtFirst(most) {             // outer before inner, as long as few enough things are visible
+function openAtFirst(most) {             // outer before inner, until there is something to see and no more than `most`
   let visible = D.boxes[0].children.length;
   const queue = D.boxes[0].children.filter(c => c[0]).map(c => c[1]);
   while (queue.length) {
     const box = queue.shift(), more = D.boxes[box].children.length;
-    if (visible + more > most) continue;
+    if (visible + more > most && visible > 12) continue;
     open.add(box);
     visible += more;
     queue.push(...D.boxes[box].children.filter(c => c[0]).map(c => c[1]));
@@ -248,8 +248,7 @@ function choose(item, focusTree = false) {
   chosen = item;
   const closed = parentsOf(item).filter(box => !open.has(box));
   closed.forEach(box => open.add(box));
-  if (closed.length) pack();
-  buildTree();
+  if (closed.length) { pack(); buildTree(); } else markChosen();
   bringIntoView(item.op !== undefined ? "o" + item.op : "b" + item.box);
   showDetails();
   redraw();
@@ -264,8 +263,7 @@ function buildTree() {
   const list = (index, level) => D.boxes[index].children.map(child => row(child, level));
   const row = ([isBox, index], level) => {
     const item = isBox ? D.boxes[index] : D.ops[index], isOpen = isBox && open.has(index);
-    const isChosen = chosen !== null && chosen[isBox ? "box" : "op"] === index;
-    const line = make("li", { role: "treeitem", "aria-level": level, "aria-selected": isChosen, tabindex: isChosen ? 0 : -1,
+    const line = make("li", { role: "treeitem", "aria-level": level, "aria-selected": false, tabindex: -1,
       "aria-expanded": isBox ? isOpen : undefined, "data-item": (isBox ? "b" : "o") + index, "aria-label": isBox ? box_words(index) : item.words },
       make("div", { class: "row", style: `padding-left:${level * 0.9}rem` }, make("span", { class: "twist", "aria-hidden": true },
         isBox ? (isOpen ? "▾" : "▸") : item.mark || "·"), make("span", {}, item.title), make("span", { class: "soft" }, isBox ? item.kind : item.subtitle)));
@@ -273,8 +271,14 @@ function buildTree() {
     return line;
   };
   tree.replaceChildren(...list(0, 1));
-  if (!tree.querySelector("[tabindex='0']") && tree.firstChild) tree.firstChild.tabIndex = 0;
+  markChosen();
   if (held) focusChosen();
+}
+function markChosen() {                  // exactly one line can be reached with Tab: the chosen one, or the first
+  for (const line of tree.querySelectorAll("[tabindex='0']")) { line.tabIndex = -1; line.setAttribute("aria-selected", false); }
+  const line = chosen !== null && tree.querySelector(`[data-item="${chosen.op !== undefined ? "o" + chosen.op : "b" + chosen.box}"]`);
+  if (line) { line.tabIndex = 0; line.setAttribute("aria-selected", true); }
+  else if (tree.firstChild) tree.firstChild.tabIndex = 0;
 }
 const itemOf = line => ({ [line.dataset.item[0] === "b" ? "box" : "op"]: +line.dataset.item.slice(1) });
 function focusChosen() {
