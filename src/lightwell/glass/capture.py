@@ -89,7 +89,6 @@ class Recorder:
         self._nodes = Nodes(self._operations, self._values, self._disagreements)
         self._stack = ExitStack()
         self._thread = 0
-        self._sequence = 0
         self._depth = 0  # engines running inside one another
         self._parent: int | None = None
         self._optimizing = False
@@ -105,7 +104,6 @@ class Recorder:
             raise TraceError("expected no other trace to be open, got one inside another", "Close the outer one first.")
         Recorder._open = self
         self._thread = threading.get_ident()
-        self._sequence = torch.autograd._get_sequence_nr()
         with ExitStack() as stack:
             stack.callback(self._close)
             if self._open_attention:
@@ -171,7 +169,6 @@ class Recorder:
             return function(*args, **kwargs)
         finally:
             self._call, self._call_frame = outer
-            self._sequence = torch.autograd._get_sequence_nr()
 
     def _where(self, operation: Operation, frame: FrameType | None) -> None:
         """Source line and API call of an operation; `frame` is used where no API call is running."""
@@ -216,12 +213,20 @@ class Recorder:
         operation.kwargs = {name: self._with_values(a) for name, a in kwargs.items()} if kwargs else kwargs
         operation.phase = self._phase(op, args, kwargs, in_backward)
         self._operations.append(operation)
-        self._claim_node(operation)
+        if torch.is_grad_enabled():
+            self._nodes.ran(operation, torch.autograd._get_sequence_nr() - 1)
         self._where(operation, sys._getframe(2))
         if operation.phase == "recompute":
             self._pair_recomputed(operation)
-        written = self._before_writes(op, args, kwargs, operation.id)
+        written = self._written(op, args, kwargs)
+        bases = _bases(written) if torch.is_grad_enabled() else []
+        for base in bases:  # known before the write, so that it is copied out as well
+            self._values.of(base)
+        for tensor in written:
+            self._values.before_write(tensor, operation.id)
         result = op(*args, **kwargs)
+        for base in bases:
+            self._values.add(base, operation.id, 0)
         if result is None:  # a write that gives nothing back, as those of optimizers to many tensors at once
             for tensor in written:
                 self._values.add(tensor, operation.id, 0)
@@ -231,7 +236,8 @@ class Recorder:
 
     def _backward_kernel(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Arithmetic inside a node: its name and shapes are noted, the numbers are those of the node's edges."""
-        self._before_writes(op, args, kwargs, None)
+        for tensor in self._written(op, args, kwargs):
+            self._values.before_write(tensor, None)
         result = op(*args, **kwargs)
         node = torch._C._current_autograd_node()
         operation = None if node is None else self._nodes.running(node)
@@ -251,26 +257,14 @@ class Recorder:
             return (self._values.add(result, operation, 0, role),)
         return tuple([self._values.add(t, operation, i, role) for i, t in enumerate(_tensors(result))])
 
-    def _before_writes(
-        self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], writer: int | None
-    ) -> list[Tensor]:
-        """Let the values copy out what is about to be written over; gives the tensors that will be."""
-        written = [
+    @staticmethod
+    def _written(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        """The tensors that an operation is about to write into."""
+        return [
             tensor
             for position, name in _traits(op)[1]
             for tensor in _tensors(args[position] if position < len(args) else kwargs.get(name))
         ]
-        for tensor in written:
-            self._values.before_write(tensor, writer)
-        return written
-
-    def _claim_node(self, operation: Operation) -> None:
-        """Autograd counts up when it makes a node, just before the kernel runs."""
-        sequence = torch.autograd._get_sequence_nr()
-        if sequence != self._sequence and torch.is_grad_enabled():
-            operation.sequence = sequence - 1
-            self._nodes.by_sequence[sequence - 1] = operation
-        self._sequence = sequence
 
     def _phase(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], in_backward: bool) -> Phase:
         if in_backward:
@@ -278,11 +272,8 @@ class Recorder:
             return "recompute" if again else "backward"
         if self._optimizing:
             return "optimizer"
-        if self._passes and not torch.is_grad_enabled():
-            written = [args[i] if i < len(args) else kwargs.get(name) for i, name in _traits(op)[1]]
-            if any(t.is_leaf and t.requires_grad for argument in written for t in _tensors(argument)):
-                return "optimizer"
-        return "forward"
+        written = self._written(op, args, kwargs) if self._passes and not torch.is_grad_enabled() else []
+        return "optimizer" if any(t.is_leaf and t.requires_grad for t in written) else "forward"
 
     def _pair_recomputed(self, operation: Operation) -> None:
         """Checkpointing runs the same lines again in the same order, for the part of the forward pass that the node
@@ -326,16 +317,13 @@ class Recorder:
             operation.phase = "recompute"
         self._operations.append(operation)
         self._where(operation, sys._getframe(2))
-        if torch.is_grad_enabled():
-            operation.sequence = torch.autograd._get_sequence_nr()
-            self._nodes.by_sequence[operation.sequence] = operation
-            self._sequence = operation.sequence + 1
+        if torch.is_grad_enabled():  # its node is made next, before its forward runs
+            self._nodes.ran(operation, torch.autograd._get_sequence_nr())
         outer, self._parent = self._parent, operation.id
         try:
             result = run(*args, **kwargs)
         finally:
             self._parent = outer
-            self._sequence = torch.autograd._get_sequence_nr()
         operation.outputs = self._made(result, operation.id)
         return result
 
@@ -394,7 +382,6 @@ class Recorder:
             self._call = outer
             self._depth -= 1
             self._nodes.end()
-            self._sequence = torch.autograd._get_sequence_nr()
 
     def _begin_pass(self, outputs: Sequence[Any], seeds: Sequence[Tensor | None], create_graph: bool) -> Pass:
         nested = self._depth > 0  # a checkpoint's own engine belongs to the pass that asked for it
@@ -468,6 +455,12 @@ def _traits(op: OpOverload) -> tuple[str, tuple[tuple[int, str], ...]]:
 def _is_machinery(code: CodeType) -> bool:
     """Code of PyTorch or of this file: not the line a person looks for."""
     return code.co_filename.startswith(_TORCH) or code.co_filename == __file__
+
+
+def _bases(written: list[Tensor]) -> list[Tensor]:
+    """The tensors behind written views: autograd makes new versions of them."""
+    views = [tensor._base for tensor in written if tensor._is_view()]
+    return [base for base in views if base is not None]
 
 
 def _same_line(one: Operation, other: Operation) -> bool:

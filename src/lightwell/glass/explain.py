@@ -185,7 +185,10 @@ class _Question:
     def _autograd(self, tensor: Tensor, backward: int | None, accumulated: bool) -> Tensor | None:
         if backward is None and accumulated:
             grad = tensor.grad
-            return None if grad is None else grad.detach()
+            if grad is not None:
+                return grad.detach()
+            after = [a.after for a in self.trace.accumulations if any(a.parameter is v for _, v in self.parts)][-1]
+            return after.read() if after is not None and after.readable else None
         found = [self.trace.gradient_of(v, graph.index) for graph, v in self.parts]
         return found[-1].read() if found[-1] is not None and found[-1].readable else None
 
@@ -265,7 +268,7 @@ def _readings(graph: Graph, value: Value, place: Place, depth: int, top: int) ->
 
 def _reading(graph: Graph, edge: Edge, place: Place, depth: int, top: int, views: list[Operation]) -> Iterator[Reading]:
     operation = graph.operation(edge)
-    if operation.kind == "autograd":
+    if not graph.can_run_again(operation):
         yield _as_captured(graph, edge, place, views)
         return
     onward = graph.step_over_view(edge, place)
@@ -312,7 +315,7 @@ def _as_captured(graph: Graph, edge: Edge, place: Place, views: list[Operation])
 def _whole_reading(graph: Graph, edge: Edge) -> tuple[Reading, Tensor]:
     """What one operation hands back to a whole tensor, and the noise that rounding puts into each element of it."""
     operation = graph.operation(edge)
-    if operation.kind == "autograd":
+    if not graph.can_run_again(operation):
         captured = edge.gradients[graph.index].read().double()
         eps = torch.finfo(edge.value.dtype).eps
         return Reading(operation, edge.path, graph.index, "captured", captured, 1, 0.0, [], []), eps * captured.abs()
@@ -352,7 +355,7 @@ def _ways(graph: Graph, value: Value, place: Place) -> list[Way]:
         operation = graph.operation(edge)
         junction = graph.junction(operation)
         here = operation.where
-        if operation.kind == "autograd" or junction is None:
+        if junction is None:
             found.append(Way([here], sum(r.value for r in _reading(graph, edge, place, 1, 1, []))))
             continue
         one = torch.zeros(value.shape, dtype=torch.float64)
@@ -378,14 +381,16 @@ def _differences(question: _Question, place: Place, readings: list[Reading]) -> 
     size = sum(v.numel for o in between for v in o.outputs)
     if root is not None and root.numel == 1 and size <= SMALL and _starts_with_one(trace, graph):
         try:
-            ends = [float(replay(trace, {value.id: _moved(place, s * step)}, root).sum()) for s in (1.0, -1.0)]
+            ends = [
+                float(replay(trace, graph.index, {value.id: _moved(place, s * step)}, root).sum()) for s in (1.0, -1.0)
+            ]
             return (ends[0] - ends[1]) / (2 * step), "function"
         except TraceError:
             pass
     total = 0.0
     for edge in graph.readers(value):
         operation = graph.operation(edge)
-        if operation.kind == "autograd":
+        if not graph.can_run_again(operation):
             return None, ""
         local = graph.local(operation)
         one = torch.zeros_like(local.inputs[edge.path])

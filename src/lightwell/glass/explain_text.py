@@ -10,8 +10,8 @@ from torch import Tensor
 from lightwell.glass.chain import Chain
 from lightwell.glass.explain import Explanation, Reading, Term
 from lightwell.glass.figures import figure, place_text, shape_text
-from lightwell.glass.local import Local
 from lightwell.glass.recording import Operation
+from lightwell.glass.rules import find
 from lightwell.glass.values import Value
 from lightwell.glass.wording import say
 
@@ -140,7 +140,7 @@ def _product_line(e: Explanation, reading: Reading) -> str:
 
 
 def _formula(operation: Operation) -> str:
-    rule = Local(operation).rule if operation.kind == "kernel" else None
+    rule = find(operation.op) if operation.op is not None else None
     return rule.formula if rule is not None else operation.name
 
 

@@ -58,8 +58,12 @@ class Graph:
 
     def local(self, operation: Operation) -> Local:
         if operation.id not in self._locals:
-            self._locals[operation.id] = Local(operation)
+            self._locals[operation.id] = Local.of(operation)
         return self._locals[operation.id]
+
+    def can_run_again(self, operation: Operation) -> bool:
+        """Whether its derivative can be worked out again; else there is only what autograd gave."""
+        return operation.kind != "autograd" or operation.name == "CopySlices" or operation.name.startswith("AsStrided")
 
     def upstream(self, operation: Operation) -> list[Value | None]:
         """The captured gradient of each output."""
@@ -182,25 +186,29 @@ class Graph:
         return maker.where if maker is not None else other.title
 
 
+def _run_order(operation: Operation) -> tuple[int, int]:
+    """A step of autograd's own follows the kernel during which it was made."""
+    return (operation.id, -1) if operation.owner is None else (operation.owner.id, _order(operation))
+
+
 def _order(operation: Operation) -> int:
     return operation.sequence if operation.sequence is not None else -1
 
 
-def replay(trace: Trace, changed: Mapping[int, Callable[[Tensor], Tensor]], result: Value) -> Tensor:
-    """The forward pass again in float64, operation by operation, with some of the values from outside changed.
+def replay(trace: Trace, index: int, changed: Mapping[int, Callable[[Tensor], Tensor]], result: Value) -> Tensor:
+    """The forward pass again in float64, operation by operation, with some values changed.
 
-    changed: value id -> what is made of it (a float64 tensor). Only operations that depend on a changed value run
-    again; the others keep their captured values. Raises TraceError if one of them cannot be run again.
+    changed: value id -> what is made of it (a float64 tensor). Changes run along the edges that gradients of backward
+    pass `index` came back on; everything else, behind a detach for instance, keeps its captured values.
+    Raises TraceError if an operation cannot be run again.
     """
+    edges = {(edge.target, edge.path) for edge in trace.edges if index in edge.gradients}
     fresh: dict[int, Tensor] = {}
-    for operation in trace.operations:
-        if operation.parent is not None or operation.phase not in ("forward", "backward"):
-            continue
-        touched = {p: v for p, v in operation.inputs.items() if v.id in fresh or v.id in changed}
+    for operation in sorted(trace.operations, key=_run_order):
+        on_path = {p: v for p, v in operation.inputs.items() if (operation.id, p) in edges}
+        touched = {p: v for p, v in on_path.items() if v.id in fresh or v.id in changed}
         if not touched:
             continue
-        if any(v.role == "outside" and v.id in changed and not v.is_float for v in touched.values()):
-            raise TraceError(f"expected floating point values to change, got {operation.name}'s integers")
         inputs = {p: fresh[v.id] if v.id in fresh else changed[v.id](v.read().double()) for p, v in touched.items()}
         fresh |= {v.id: z for v, z in zip(operation.outputs, run_again(operation, inputs))}
         if result.id in fresh:

@@ -25,6 +25,9 @@ from lightwell.glass.values import Value, Values
 # this size the copy is cheaper than the bookkeeping; above it the parameter's own `.grad` is read afterwards.
 HELD_BYTES = 1 << 16
 
+# Nodes that no kernel has: a view that was written to, and the view made again afterwards.
+_MADE_BY_AUTOGRAD = ("CopySlices", "AsStridedBackward0")
+
 Gradients = Sequence[Tensor | None]
 
 
@@ -44,7 +47,7 @@ class Nodes:
     """Every node of the traced graphs, hooked while the trace is open."""
 
     def __init__(self, operations: list[Operation], values: Values, disagreements: list[str]) -> None:
-        self.by_sequence: dict[int, Operation] = {}
+        self._ran: dict[int, list[Operation]] = {}  # newest node's number -> what ran before the next node was made
         self.accumulations: list[Accumulation] = []
         self._operations = operations
         self._values = values
@@ -55,9 +58,14 @@ class Nodes:
         self._before: dict[Any, Value | None] = {}
         self._waiting: dict[Any, tuple[Flow, Path]] = {}
 
+    def ran(self, operation: Operation, newest: int) -> None:
+        """An operation is running, and the newest node has this number: it is the operation's own, if it has one."""
+        self._ran.setdefault(newest, []).append(operation)
+
     def watch(self, roots: Iterable[Any]) -> None:
         """Hook every node below the roots that is not hooked yet."""
         new, fan_in = self._walk(roots)
+        links: list[tuple[Any, _Link]] = []
         for node in new:
             if hasattr(node, "variable"):
                 self._links[node] = None
@@ -65,11 +73,14 @@ class Nodes:
                 self._handles.append(node.register_hook(partial(_quietly, self._after_accumulation, node)))
             else:
                 self._links[node] = link = self._link(node)
+                links.append((node, link))
                 nexts = [n for n, _ in node.next_functions]
                 link.leaves = [n if n in fan_in and hasattr(n, "variable") and fan_in[n] == 1 else None for n in nexts]
                 self._handles.append(node.register_hook(partial(_quietly, self._arrived, link)))
-        for node in new:
-            self._note_sources(node)
+        for own_step in (False, True):  # what an own step gives is known from the kernels that read it
+            for node, link in links:
+                if (link.operation.kind == "autograd") == own_step:
+                    self._note_sources(node, link)
 
     def begin(self, backward_pass: Pass) -> None:
         self._passes.append(backward_pass)
@@ -115,15 +126,18 @@ class Nodes:
         return new, fan_in
 
     def _link(self, node: Any) -> _Link:
-        operation = self.by_sequence.get(node._sequence_nr())
-        if operation is not None and not _belongs(operation, node):
-            self._disagreements.append(
-                f"node {node.name()} has sequence number {node._sequence_nr()}, which is {operation.name}'s "
-                f"({operation.place}), but neither its name nor its result says so; it is shown as a step of its own"
-            )
-            operation = None
+        number = node._sequence_nr()
+        candidates = self._ran.get(number, [])
+        operation = next((o for o in candidates if _belongs(o, node)), None)
         if operation is None:
+            if candidates and not node.name().endswith(_MADE_BY_AUTOGRAD):
+                names = ", ".join(f"{o.name} ({o.place})" for o in candidates[:3])
+                self._disagreements.append(
+                    f"node {node.name()} has number {number}, while {names} ran, but neither its name nor their "
+                    "results say that it belongs there; it is shown as a step of its own"
+                )
             return self._own_step(node)
+        operation.sequence = number
         operation.node = node.name()
         paths = _input_paths(operation, node)
         if paths is None:
@@ -139,26 +153,32 @@ class Nodes:
         operation = Operation(len(self._operations), "autograd", node.name().rsplit("::", 1)[-1])
         operation.node = node.name()
         operation.sequence = node._sequence_nr()
-        operation.outputs = tuple(v for v in self._values.all if v.source is not None and v.source.grad_fn is node)[:1]
         self._operations.append(operation)
         owner = self._nearest(node._sequence_nr())
+        operation.owner = owner
         if owner is not None:
             operation.call, operation.module = owner.call, owner.module
             operation.file, operation.line = owner.file, owner.line
         operation.kwargs["next"] = [None] * len(node.next_functions)
         paths: list[Path | None] = [("next", i) for i in range(len(node.next_functions))]
-        return _Link(operation, [0] if operation.outputs else [], paths)
+        if owner is not None:
+            operation.outputs = self._written_whole(owner, node)
+        return _Link(operation, [0], paths)
+
+    def _written_whole(self, owner: Operation, node: Any) -> tuple[Value, ...]:
+        """What a write through a view made of the tensor behind the view."""
+        if not node.name().endswith("CopySlices"):
+            return ()
+        made = [v for v in self._values.all if v.producer == owner.id and v not in owner.outputs]
+        return tuple(v for v in made if list(v.shape) == list(node._input_metadata[0].shape))[:1]
 
     def _nearest(self, sequence: int) -> Operation | None:
         """The operation during which the node was made: the last one that began before it."""
-        earlier = [n for n in self.by_sequence if n <= sequence]
-        return self.by_sequence[max(earlier)] if earlier else None
+        earlier = [n for n in self._ran if n < sequence]
+        return self._ran[max(earlier)][-1] if earlier else None
 
-    def _note_sources(self, node: Any) -> None:
+    def _note_sources(self, node: Any, link: _Link) -> None:
         """Where autograd says each input came from, which must be where the values say it came from."""
-        link = self._links[node]
-        if link is None:
-            return
         operation = link.operation
         inputs = operation.inputs
         for path, (following, number) in zip(link.paths, node.next_functions):
@@ -171,6 +191,8 @@ class Nodes:
             output = source.outputs[number] if source is not None and number < len(source.outputs) else None
             operation.differentiable[path] = (made_by.id if made_by else None, output or 0)
             value = inputs.get(path)
+            if value is not None and made_by is not None and made_by.kind == "autograd" and not made_by.outputs:
+                made_by.outputs = (value,)
             if value is None or made_by is None or made_by.kind == "autograd" or operation.kind == "autograd":
                 continue
             if value.producer != made_by.id:
@@ -185,15 +207,17 @@ class Nodes:
         value: Value | None = None
         if source is None and hasattr(following, "variable"):
             value = self._values.of(following.variable)
-        elif source is not None and number < len(source.outputs) and source.outputs[number] is not None:
-            value = source.operation.outputs[source.outputs[number] or 0]
+        elif source is not None:
+            output = source.outputs[number] if number < len(source.outputs) else None
+            made = source.operation.outputs
+            value = made[output] if output is not None and output < len(made) else None
         operation.kwargs["next"][int(path[1])] = value
 
     def _arrived(self, link: _Link, grad_inputs: Gradients, grad_outputs: Gradients) -> None:
         """A node has run: `grad_outputs` came in, `grad_inputs` go out (PyTorch names them from the forward side)."""
         add = self._values.add_gradient
         operation = link.operation
-        upstream: list[Value | None] = [None] * len(operation.outputs)
+        upstream: list[Value | None] = [None] * max(1, len(operation.outputs))
         for index, gradient in zip(link.outputs, grad_outputs):
             if gradient is not None and index is not None:
                 upstream[index] = add(gradient)

@@ -93,8 +93,7 @@ class Origins:
 
 def origins(trace: Trace, language: str = "en") -> Origins:
     """The first birth of a NaN or infinity in each stage of the traced step. Raises TraceError if the trace is open."""
-    if not trace.closed:
-        raise TraceError("expected the trace to be closed, got a question inside its block", "Ask after the block.")
+    trace.require_closed()
     search = _Search(trace)
     found = [search.outside(), search.through("forward"), search.backward(), search.through("optimizer")]
     return Origins([birth for birth in found if birth is not None], search.unknown, language)

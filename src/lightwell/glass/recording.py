@@ -79,8 +79,8 @@ class Operation:
 
     `args` and `kwargs` are the arguments with a Value in the place of each tensor. `sequence` is autograd's number of
     the node that belongs to it and `node` that node's name ("" if it needs no gradient). `parent` is the custom
-    function inside which it ran, `again` the operation that it recomputes. `backward` lists the kernels that its node
-    ran, with the shapes of their results.
+    function inside which it ran, `again` the operation that it recomputes, `owner` the kernel during which autograd
+    made a step of its own. `backward` lists the kernels that its node ran, with the shapes of their results.
     """
 
     __slots__ = (
@@ -101,6 +101,7 @@ class Operation:
         "node",
         "op",
         "outputs",
+        "owner",
         "parent",
         "phase",
         "sequence",
@@ -123,6 +124,7 @@ class Operation:
         self.sequence: int | None = None
         self.node = ""
         self.parent: int | None = None
+        self.owner: Operation | None = None
         self.again: int | None = None
         self.flows: list[Flow] = []
         self.backward: list[tuple[str, list[list[int]]]] = []

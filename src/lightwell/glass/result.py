@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -101,12 +102,21 @@ class Trace:
                     found.append(FanOut(value, index, parts, self.gradient_of(value, index)))
         return found
 
+    @cached_property
+    def _makers(self) -> dict[int, list[tuple[Operation, int]]]:
+        """Value id -> the operations that it is an output of: a kernel, and perhaps a step of autograd's own."""
+        found: dict[int, list[tuple[Operation, int]]] = {}
+        for operation in self.operations:
+            for i, value in enumerate(operation.outputs):
+                found.setdefault(value.id, []).append((operation, i))
+        return found
+
     def gradient_of(self, value: Value, index: int) -> Value | None:
         """The whole gradient of a value in one backward pass, as autograd had it; None if there is none."""
-        if value.producer is not None:
-            for flow in self.operations[value.producer].flows:
-                if flow.index == index and value.output < len(flow.upstream):
-                    return flow.upstream[value.output]
+        for operation, output in self._makers.get(value.id, ()):
+            for flow in operation.flows:
+                if flow.index == index and output < len(flow.upstream):
+                    return flow.upstream[output]
         for accumulation in self.accumulations:
             if accumulation.index == index and accumulation.parameter is value:
                 return accumulation.increment
@@ -119,8 +129,7 @@ class Trace:
 
     def values_of(self, tensor: Tensor) -> list[Value]:
         """Every value that this tensor had, oldest first: it has a new one after each write in place."""
-        if not self.closed:
-            raise TraceError("expected the trace to be closed, got a question inside its block", "Ask after the block.")
+        self.require_closed()
         if not isinstance(tensor, Tensor):
             raise TraceError(f"expected a tensor, got {type(tensor).__name__}")
         found = self._values.versions_of(tensor) or self._values.at(tensor)
@@ -165,6 +174,36 @@ class Trace:
         from lightwell.glass.origin import origins
 
         return origins(self, language)
+
+    def to_dict(self, language: str = "en") -> dict[str, Any]:
+        """Plain data of the schema in docs/trace-format.md."""
+        from lightwell.glass.export import as_dict
+
+        self.require_closed()
+        return as_dict(self, language)
+
+    def save(
+        self,
+        path: str | Path,
+        *,
+        verification: Verification | None = None,
+        title: str = "",
+        language: str = "en",
+    ) -> Path:
+        """Write the trace to `path`: .json (the schema), .html (a page that needs nothing else), .dot (Graphviz).
+
+        verification: shown in the page, operation by operation.
+        """
+        from lightwell.glass.export import save
+
+        self.require_closed()
+        checked = None if verification is None else verification.to_dict()
+        return save(self, path, verification=checked, title=title, language=language)
+
+    def require_closed(self) -> None:
+        """Raises TraceError inside the `with` block."""
+        if not self.closed:
+            raise TraceError("expected the trace to be closed, got a question inside its block", "Ask after the block.")
 
     def __str__(self) -> str:
         if not self.closed:

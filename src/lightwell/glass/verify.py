@@ -127,8 +127,7 @@ def verify(
     whole        whether to take those of the whole function
     Raises TraceError if the trace is open or holds no backward pass.
     """
-    if not trace.closed:
-        raise TraceError("expected the trace to be closed, got a question inside its block", "Ask after the block.")
+    trace.require_closed()
     if not trace.passes:
         raise TraceError("expected a backward pass in the traced block, got none", "Call loss.backward() inside it.")
     check = _Check(trace, differences, language)
@@ -180,8 +179,6 @@ class _Check:
 
     def _three_ways(self, operation: Operation, flow: Flow) -> Row:
         captured = {p: g.read() for p, g in flow.downstream.items() if g is not None}
-        if operation.kind == "autograd":
-            return self._row(operation, flow.index, "not checkable", reason="own_step")
         inputs = operation.inputs
         if not any(inputs[p].is_float for p in captured if p in inputs):
             return self._row(operation, flow.index, "not checkable", reason="discrete")
@@ -190,7 +187,7 @@ class _Check:
         dtypes = [v.dtype for v in (*inputs.values(), *flow.upstream, *flow.downstream.values()) if v is not None]
         floats = list(dict.fromkeys(d for d in dtypes if d.is_floating_point))
         exactly = _moves_numbers(operation) and len(floats) == 1  # nothing is computed: no wider numbers needed
-        local = Local(operation, floats[0] if exactly else torch.float64)
+        local = Local.of(operation, floats[0] if exactly else torch.float64)
         if not _repeats(operation, local):
             return self._row(operation, flow.index, "not checkable", reason="nondeterministic")
         captured = {p: g.to(local.dtype) for p, g in captured.items()}
@@ -329,7 +326,7 @@ class _Check:
         ends = {}
         for size in (-2.0, -1.0, 1.0, 2.0):
             changed = {i: partial(torch.add, other=way, alpha=size * STEP) for i, way in along.items()}
-            ends[size] = float(replay(self.trace, changed, root).sum())
+            ends[size] = float(replay(self.trace, index, changed, root).sum())
         scale = 1.0 if seed is None else float(seed.read().sum())
         near = scale * (ends[1.0] - ends[-1.0]) / (2 * STEP)
         far = scale * (ends[2.0] - ends[-2.0]) / (4 * STEP)
