@@ -178,6 +178,7 @@ class PageData:
         return {
             "title": operation["name"].lstrip("_"),
             "subtitle": self._subtitle(operation),
+            "slope": self._slope(operation, flow["upstream"]),
             "words": self._words(operation, inputs, verdict),
             "sentence": rule["sentence"],
             "formula": rule["formula"],
@@ -209,6 +210,13 @@ class PageData:
             return (f"{first['name']} = {said}" if first["name"] else said) + more
         said = shape_text(first["shape"], self.language)
         return (f"{first['name']}: {said}" if first["name"] else said) + more
+
+    def _slope(self, operation: Mapping[str, Any], upstream: Sequence[int | None]) -> str:
+        """The gradient of a single number, to stand beside it."""
+        first = self.values[upstream[0]] if upstream and upstream[0] is not None else None
+        if first is None or not _is_number(first):
+            return ""
+        return f"dL/d{self.values[operation['outputs'][0]]['name'] or 'out'} {number(first['elements'][0])}"
 
     def _words(self, operation: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]], verdict: str) -> str:
         """The operation in one or two sentences, for those who hear the page and for those who point at a node."""

@@ -121,6 +121,7 @@ function drawNode([isBox, index], p) {
   if (view.zoom < 0.3) return group;
   const label = make("text", { x: p.x + 10, y: p.y + 15 }, (isBox ? "▸ " : "") + cut(isBox && item.kind ? `${item.title}: ${item.kind}` : item.title, isBox ? 21 : 19));
   group.append(label, make("text", { class: "small", x: p.x + 10, y: p.y + 28 }, isBox ? box_count(index) : item.subtitle));
+  if (!isBox && item.slope) group.append(make("text", { class: "small slope", x: p.x + p.w - 12, y: p.y + 28 }, item.slope));
   if (!isBox && item.mark) group.append(make("text", { x: p.x + p.w - 24, y: p.y + 16 }, item.mark));
   if (item.back) group.append(make("path", { class: "back", d: `M${p.x + p.w - 6} ${p.y + 5}V${p.y + p.h - 5}` }));
   if (!isBox && item.outputs.some(id => D.sums[id])) {
