@@ -17,19 +17,17 @@ from lightwell.errors import TokenizerError
 from lightwell.tokenizer.bpe import (
     GPT2_PATTERN,
     LEARNED_LENGTH,
-    LONGEST,
     PATTERN,
     SEPARATOR,
-    STRETCH,
     BPETokenizer,
     merge,
-    stretches,
     train_bpe,
 )
 from lightwell.tokenizer.bpe_reference import byte_order, encode_by_pairs, encode_pieces, learn
 from lightwell.tokenizer.gpt2 import load_gpt2
 from lightwell.tokenizer.huggingface import QWEN_PATTERN, read_bpe, spell, write_bpe
 from lightwell.tokenizer.load import load_tokenizer, tokenizer_from_json
+from lightwell.tokenizer.stretches import LONGEST, STRETCH, stretches
 
 BYTES = [bytes([byte]) for byte in byte_order()]
 
@@ -179,7 +177,7 @@ def test_cutting_large_texts_does_not_change_ids(parts, times, which):
     data = text.encode()
     whole = made._encode_stretch((data, False)).tolist()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lightwell.tokenizer.bpe.STRETCH", 100)
+        patch.setattr("lightwell.tokenizer.stretches.STRETCH", 100)
         patch.setattr("lightwell.tokenizer.bpe.stretches", partial(stretches, longest=64))
         found = list(stretches(data, longest=64))
         assert b"".join(piece for piece, _ in found) == data

@@ -34,6 +34,7 @@ import numpy as np
 
 from lightwell.errors import TokenizerError
 from lightwell.tokenizer.base import Tokenizer, utf8
+from lightwell.tokenizer.stretches import stretches
 
 SEPARATOR = "<|separator|>"  # what files call it; typed in a text it is thirteen ordinary characters
 
@@ -43,8 +44,6 @@ SEPARATOR = "<|separator|>"  # what files call it; typed in a text it is thirtee
 PATTERN = r" ?[\p{L}\p{M}]+|\p{N}{1,2}| ?[^\s\p{L}\p{M}\p{N}]+|\s*[\r\n]+[ \t]*|\s+(?!\S)|\s+"
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
-STRETCH = 1 << 16  # bytes given to the encoder at once
-LONGEST = 1 << 14  # bytes without a safe cut that tiktoken gets; its regex gives up at about a million blanks
 NEVER = sys.maxsize  # the rank of what is not a token
 LARGEST = 1_000_000  # tokens; the memory is asked for before the learning begins
 LEARNED_LENGTH = 32  # bytes of the longest token we learn: no vocabulary needs lines of dashes
@@ -122,7 +121,8 @@ class BPETokenizer(Tokenizer):
             with ThreadPoolExecutor(os.cpu_count()) as threads:  # both libraries let other threads run meanwhile
                 encoded = list(threads.map(self._encode_stretch, todo))
         rest = iter(encoded)
-        return [np.concatenate([NOTHING, *(next(rest) for _ in each)]) for each in parts]
+        nothing = np.empty(0, dtype=np.uint32)
+        return [np.concatenate([nothing, *(next(rest) for _ in each)]) for each in parts]
 
     def _encode_stretch(self, stretch: tuple[bytes, bool]) -> np.ndarray:
         data, has_long_piece = stretch
@@ -199,43 +199,12 @@ def _in_stretches(texts: Iterable[str], progress: Callable[[int, int | None, str
     """
     done = 0
     for text in texts:
-        for data, has_long_piece in stretches(utf8(text), longest=LONGEST // 8):
+        for data, has_long_piece in stretches(utf8(text), longest=2048):
             done += len(data)
             if progress is not None:
                 progress(done, None, "learning the vocabulary")
             part = data.decode()
-            size = LONGEST // 64 if has_long_piece else len(part)
+            size = 256 if has_long_piece else len(part)
             yield from (part[start : start + size] for start in range(0, len(part), size))
     if progress is not None:
         progress(done, done, "learning the vocabulary")
-
-
-# Cutting large texts, so that the ids do not change. No piece of either pattern goes on with a blank after something
-# that is not one, and neither pattern looks back. So between such two characters there always is a cut.
-
-NOTHING = np.empty(0, dtype=np.uint32)
-_ENDS_SOLID = np.zeros(256, dtype=bool)  # bytes that certainly end a character that is not white space
-_ENDS_SOLID[0x21:0x7F] = True
-_ENDS_SOLID[0x80:0xC0] = True
-_ENDS_SOLID[[*range(0x80, 0x8B), 0x9F, 0xA0, 0xA8, 0xA9, 0xAF]] = False  # the last bytes of Unicode's other white space
-
-
-def stretches(data: bytes, blanks: bytes = b" \n", longest: int = LONGEST) -> Iterator[tuple[bytes, bool]]:
-    """Cut UTF-8 into stretches that can be encoded one by one; with each, whether it may hold a very long piece.
-
-    blanks: before which of them to cut. longest: bytes that a piece may have.
-    """
-    if len(data) <= longest:
-        if data:
-            yield data, False
-        return
-    values = np.frombuffer(data, dtype=np.uint8)
-    is_blank = np.isin(values[1:], list(blanks))
-    safe = np.flatnonzero(_ENDS_SOLID[values[:-1]] & is_blank) + 1
-    safe = np.concatenate([[0], safe, [len(data)]])
-    long = np.flatnonzero(np.diff(safe) > longest)
-    regular = safe[np.searchsorted(safe, np.arange(STRETCH, len(data), STRETCH))]
-    ends = np.unique(np.concatenate([[0, len(data)], regular, safe[long], safe[long + 1]]))
-    starts_long = set(safe[long].tolist())
-    for start, end in pairwise(ends.tolist()):
-        yield data[start:end], start in starts_long
