@@ -2,9 +2,10 @@
 
     python benchmarks/kills.py --kills 30
 
-One run is left alone. Others are killed (SIGKILL, no warning) once each, at a moment drawn from the whole time that
-the undisturbed run took, from the first import to the last file; then the same command is typed again. Compared bit
-for bit: weights, moments, the metrics loss, gradient_norm, lr_scale, held-out loss, and the sampled texts.
+One run is left alone. Others are killed (SIGKILL, no warning) once each; then the same command is typed again. The
+moment is drawn from the time that the undisturbed run took: four of five times from its first checkpoint to its end,
+else from its start to its end. Compared bit for bit: weights, moments, the metrics loss, gradient_norm, lr_scale,
+held-out loss, and the sampled texts.
 Prints one JSON object; exit code 4 if a run differs.
 """
 
@@ -38,7 +39,7 @@ SETTINGS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -49,24 +50,33 @@ def main() -> None:
 
 def measure(folder: Path, kills: int, steps: int, chance: random.Random) -> dict[str, Any]:
     began = time.perf_counter()
-    train(folder / "whole", steps).wait()
-    seconds = time.perf_counter() - began
+    process = train(folder / "whole", steps)
+    wait_for_checkpoint(folder / "whole", process)
+    training = time.perf_counter()
+    process.wait()
+    seconds, training_seconds = time.perf_counter() - began, time.perf_counter() - training
     expected = outcome(folder / "whole")
-    rows = []
+    rows: list[dict[str, Any]] = []
     for n in range(kills):
         run = folder / f"killed-{n}"
-        moment = chance.uniform(0, seconds)
-        at_step = kill_after(train(run, steps), run, moment)
+        process = train(run, steps)
+        anywhere = n % 5 == 4
+        if not anywhere:
+            wait_for_checkpoint(run, process)
+        moment = chance.uniform(0, seconds if anywhere else training_seconds)
+        at_step = kill_after(process, run, moment)
         code = train(run, steps).wait()
         found = outcome(run) if code == 0 else {}
         wrong = [what for what in expected if not equal(expected[what], found.get(what))]
-        rows.append({"seconds": round(moment, 2), "last_saved_step": at_step, "exit_code": code, "different": wrong})
+        since = "start" if anywhere else "first checkpoint"
+        row = {"seconds": round(moment, 2), "since": since, "last_saved_step": at_step, "different": wrong}
+        rows.append(row | {"exit_code": code})
         print(f"kill {n + 1} of {kills}: {rows[-1]}", file=sys.stderr)
         shutil.rmtree(run)
     return {
         "kills": kills,
         "equal": sum(not row["different"] for row in rows),
-        "during_training": sum(row["last_saved_step"] is not None for row in rows),
+        "in_the_middle": sum((row["last_saved_step"] or 0) < steps for row in rows),
         "undisturbed_seconds": round(seconds, 1),
         "steps": steps,
         "torch": torch.__version__,
@@ -82,6 +92,11 @@ def train(run: Path, steps: int) -> subprocess.Popen[bytes]:
     for setting in SETTINGS:
         command += ["--set", setting]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def wait_for_checkpoint(run: Path, process: subprocess.Popen[bytes]) -> None:
+    while process.poll() is None and not (run.is_dir() and list_checkpoints(run)):
+        time.sleep(0.005)
 
 
 def kill_after(process: subprocess.Popen[bytes], run: Path, seconds: float) -> int | None:

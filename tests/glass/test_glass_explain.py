@@ -126,8 +126,8 @@ def test_a_loss_that_begins_with_another_gradient() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(
-    x=st.floats(-3, 3, width=32),
-    w=st.floats(-3, 3, width=32),
+    x=st.floats(-2, 2, width=32),  # 1 - tanh(6)^2 has lost four digits in float32: the sides would differ, both right
+    w=st.floats(-2, 2, width=32),
     kind=st.sampled_from(["sigmoid", "tanh", "sin", "softplus", "gelu"]),
 )
 def test_any_scalar_chain_closes(x: float, w: float, kind: str) -> None:
