@@ -183,8 +183,6 @@ class Value:
             self._statistics = Statistics.of(tensor)
             with _disable_current_modes(), torch.no_grad():
                 flat = tensor.detach().reshape(-1)
-            if flat.is_floating_point() and flat.element_size() == 1:
-                flat = flat.float()  # float8 has few operations of its own
                 self.sample = [float(x.real) for x in flat[sample_indices(flat.numel(), flat.device)].cpu()]
         self.kept = "statistics" if self._statistics is not None else "nothing"
         self.source, self._content = None, None
