@@ -132,11 +132,13 @@ class Run:
         """Text that goes on from `prompt`, piece by piece, never half a character. Temperature 0: the likeliest."""
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
         engine = Engine(self.model, self.tokenizer)
-        with self.device.autocast():
-            for pieces in engine.stream(
-                [prompt], max_new_tokens=max_new_tokens, sampling=sampling, stop=list(stop), seed=seed
-            ):
-                yield pieces[0]
+        pieces = engine.stream([prompt], max_new_tokens=max_new_tokens, sampling=sampling, stop=list(stop), seed=seed)
+        while True:
+            with self.device.autocast():  # for one token: the caller's own products in between stay as they are
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            yield piece[0]
 
     def generate(self, prompt: str = "", **options: Any) -> str:
         """The text of `stream` at once, without the prompt."""
@@ -588,11 +590,9 @@ def name_of(text: list[Path | str] | None) -> str:
     return re.sub(r"[^\w.-]+", "-", name.removesuffix(Path(name).suffix)).strip("-.") or "run"
 
 
-def longest_copy_from(run: Run, sample: str) -> tuple[int, str]:
-    """The longest stretch of `sample` that stands in the run's training text: its length in bytes, and the stretch."""
+def longest_copy_from(run: Run, sample: str) -> str:
+    """The longest stretch of `sample` that stands word for word in the run's training text."""
     from lightwell.evaluation.copies import longest_copy
 
     dataset = run.dataset()
-    corpus = dataset.tokenizer.decode_bytes(np.asarray(dataset.train.read(0, len(dataset.train))).tolist())
-    length, where = longest_copy(sample, corpus)
-    return length, corpus[where : where + length].decode("utf-8", errors="replace")
+    return longest_copy(sample, dataset.tokenizer.decode(dataset.train.read(0, len(dataset.train)).tolist())).text

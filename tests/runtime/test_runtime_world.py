@@ -70,7 +70,7 @@ def test_the_report_says_who_is_behind():
     frozen = report([waits, {"step": 12, "phase": "micro-batch 1 of 3", "beat": 4}], {1}, 600)
     assert "stood still for 600 seconds" in frozen
     assert "rank 0: step 12, update, waits\n" in frozen
-    assert frozen.endswith("rank 1: step 12, micro-batch 1 of 3, does not answer  <- behind")
+    assert frozen.endswith("rank 1: step 12, micro-batch 1 of 3, last heard of there, does not answer  <- behind")
     behind = report([waits, {**waits, "step": 11}], set(), 600).splitlines()
     assert [line.endswith("<- behind") for line in behind] == [False, False, True]
     assert "behind" not in report([waits, waits], set(), 600)  # nobody can say
@@ -98,4 +98,4 @@ def test_the_watch_ends_a_standstill_and_only_that(monkeypatch):
     quiet.at(10, "update")
     quiet._thread.join(timeout=10)
     assert ended == [watch.STANDSTILL]
-    assert "rank 1: step 4, evaluation, does not answer  <- behind" in said[0]
+    assert "rank 1: step 4, evaluation, last heard of there, does not answer  <- behind" in said[0]

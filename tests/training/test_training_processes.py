@@ -89,7 +89,7 @@ def test_a_checkpoint_of_n_processes_resumes_on_m(tmp_path, dataset, one, kind, 
 def test_a_killed_process_changes_nothing(tmp_path, dataset):
     torchrun(2, WORKER, tmp_path / "whole", dataset.path, "data", 2, 30)
     done = torchrun(2, WORKER, tmp_path / "killed", dataset.path, "data", 2, 30, "kill", restarts=1)
-    assert "SIGKILL" in done.stderr
+    assert "exitcode: -9" in done.stderr
     whole, killed = read_newest(tmp_path / "whole"), read_newest(tmp_path / "killed")
     assert whole.step == killed.step == 30
     assert same(whole.model, killed.model)
@@ -102,8 +102,8 @@ def test_a_hanging_process_is_named_and_ends_all(tmp_path, dataset):
         2, WORKER, tmp_path / "run", dataset.path, "data", 2, 30, "stop", restarts=1, LIGHTWELL_HANG_SECONDS="6"
     )
     assert "the processes have stood still for 6 seconds" in done.stderr
-    assert "rank 0: step 11, " in done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if "rank 1: step 11" in line]
+    assert "rank 0: step 11, micro-batch " in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "rank 1: step " in line]
     assert line.endswith("does not answer  <- behind")
     assert read_newest(tmp_path / "run").step == 30
 
@@ -111,9 +111,12 @@ def test_a_hanging_process_is_named_and_ends_all(tmp_path, dataset):
 def test_only_the_first_process_speaks(tmp_path):
     text = tmp_path / "t.txt"
     text.write_text("".join(f"{n} wells and {n * n} buckets stood in the garden.\n\n" for n in range(400)))
+    held_out = tmp_path / "held-out.txt"
+    held_out.write_text("".join(f"A bucket and {n} wells.\n\n" for n in range(400)))
     small = ["tokenizer.kind=bytes", "model.context_length=32", "model.emb_dim=32", "model.n_heads=2"]
     small += ["model.n_layers=2", "train.batch_size=4", "train.sample_tokens=8"]
-    command = ["-m", "lightwell", "pretrain", text, "--val", text, "--out", tmp_path / "run", "--steps", 6, "--json"]
+    command = ["-m", "lightwell", "pretrain", text, "--val", held_out, "--out", tmp_path / "run"]
+    command += ["--steps", 6, "--json"]
     for setting in small:
         command += ["--set", setting]
     done = torchrun(2, *command)
@@ -125,4 +128,4 @@ def test_only_the_first_process_speaks(tmp_path):
     assert mistaken.returncode != 0
     assert mistaken.stderr.count("lightwell: expected") == 1
     odd = torchrun(2, *command[:7], tmp_path / "c", *command[8:], "--set", "train.batch_size=5", check=False)
-    assert "that 2 processes can share equally, got 5" in odd.stderr
+    assert "that 2 processes can share equally, got 5" in odd.stdout

@@ -28,9 +28,10 @@ def show_result(run: Run, seconds: float, as_json: bool) -> None:
     if heldout["bits_per_byte"] is not None:
         print(f"Held out: {heldout['bits_per_byte']:.3f} bits per byte (loss {heldout['loss']:.3f} nats per token).")
     sample = run.generate("", max_new_tokens=120, seed=1, temperature=0.7)
-    length, copied = longest_copy_from(run, sample)
+    copied = longest_copy_from(run, sample)
     print(f"\nA sample:\n{'-' * 72}\n{sample.strip()}\n{'-' * 72}")
-    print(f"Its longest copy from the training text: {length} bytes{f' ({copied!r})' if length < 100 else ''}.")
+    shown = f" ({copied!r})" if len(copied) < 100 else ""
+    print(f"Its longest copy from the training text: {len(copied)} characters{shown}.")
     print(f"\nThe run is {run.path}. Worth typing next:")
     print(f'  lightwell generate {run.path} "..."     let it go on from your words')
     print(f"  lightwell runs {run.path}               the loss curve")

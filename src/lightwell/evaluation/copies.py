@@ -25,18 +25,14 @@ TABLE_SHIFT = np.uint64(64 - TABLE_BITS)
 
 
 class Copy(NamedTuple):
-    """The longest copy: `length` in characters, `where` its first byte in the corpus (-1 when there is none)."""
+    """The longest copy: its text, and its first character's place in the corpus (-1 when there is none)."""
 
-    length: int
+    text: str
     where: int
 
 
-def longest_copy(sample: str, corpus: bytes) -> Copy:
-    """The longest substring of `sample` in the UTF-8 text `corpus`. Takes about a second for 12 MB.
-
-    Bytes of the corpus that are not UTF-8 match nothing in ordinary text, and do no harm.
-    """
-    text = corpus.decode("utf-8", "surrogateescape")
+def longest_copy(sample: str, text: str) -> Copy:
+    """The longest substring of `sample` in `text`. Takes about a second for 12 million characters."""
     characters = _characters(text)
     length, where = 0, -1
     low, high = 0, len(sample)
@@ -47,9 +43,7 @@ def longest_copy(sample: str, corpus: bytes) -> Copy:
             high = middle - 1
         else:
             low, length, where = middle, middle, found
-    if where > 0:
-        where = len(text[:where].encode("utf-8", "surrogateescape"))
-    return Copy(length, where)
+    return Copy(text[where : where + length], where) if where >= 0 else Copy("", -1)
 
 
 def _characters(text: str) -> np.ndarray:

@@ -81,7 +81,7 @@ def report(places: list[dict[str, Any]], silent: set[int], seconds: float) -> st
     behind = silent or (last if len(last) < len(places) else set())
     lines = [f"lightwell: the processes have stood still for {seconds:g} seconds; ending them."]
     for rank, place in enumerate(places):
-        alive = "does not answer" if rank in silent else "waits"
+        alive = "last heard of there, does not answer" if rank in silent else "waits"
         mark = "  <- behind" if rank in behind else ""
         lines.append(f"  rank {rank}: step {place['step']}, {place['phase'] or 'busy'}, {alive}{mark}")
     return "\n".join(lines)

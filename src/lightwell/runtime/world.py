@@ -116,11 +116,10 @@ def join_world(device_kind: str = "cpu") -> Iterator[World]:
     # gloo beside nccl: flags travel as CPU tensors, gradients as CUDA ones
     backend = "cpu:gloo,cuda:nccl" if device_kind == "cuda" else "gloo"
     patience = timedelta(seconds=2 * seconds + 60)  # the watch ends a standstill, and says more about it
-    dist.init_process_group(
-        backend, store=dist.PrefixStore("torch", store), rank=rank, world_size=size, timeout=patience
-    )
+    # The launcher's store outlives its workers: in another attempt the addresses of the last one are still in it.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    prefix = f"lightwell/{attempt}"
+    of_group, prefix = dist.PrefixStore(f"torch/{attempt}", store), f"lightwell/{attempt}"
+    dist.init_process_group(backend, store=of_group, rank=rank, world_size=size, timeout=patience)
     ours = dist.PrefixStore(prefix, store)
     world = World(rank, size, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", "1")), ours)
     world.watch = Watch(dist.PrefixStore(prefix, store.clone()), rank, size, seconds)
