@@ -8,7 +8,6 @@ import re
 import pytest
 import torch
 from glass_browser import Browser, missing
-from glass_page_standin import as_dict
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -44,7 +43,7 @@ def verification(trace):
 
 @pytest.fixture(scope="module")
 def written(trace, verification, tmp_path_factory):
-    return write_page(as_dict(trace), tmp_path_factory.mktemp("page") / "step.html", verification=verification)
+    return write_page(trace.to_dict(), tmp_path_factory.mktemp("page") / "step.html", verification=verification)
 
 
 def data_of(path):
@@ -94,7 +93,7 @@ def test_the_page_is_one_file_that_asks_for_nothing(written):
 
 
 def test_names_in_a_trace_cannot_end_the_data(trace):
-    dictionary = as_dict(trace)
+    dictionary = trace.to_dict()
     dictionary["notes"] = ["</script><script>alert(1)</script>"]
     text = page(dictionary, title="</title><b>")
     assert "</script><script>alert" not in text
@@ -103,7 +102,7 @@ def test_names_in_a_trace_cannot_end_the_data(trace):
 
 
 def test_every_operation_has_words(trace, verification):
-    data = PageData(as_dict(trace), verification).made()
+    data = PageData(trace.to_dict(), verification).made()
     for operation in data["ops"]:
         assert operation["title"] in operation["words"]
         assert operation["words"].endswith(".")
@@ -118,7 +117,7 @@ def test_what_is_not_finite_or_not_kept_is_said():
     x = torch.tensor([1.0, math.nan, math.inf, -math.inf], requires_grad=True)
     with lightwell.trace() as trace:
         (x * 2).sum().backward()
-    dictionary = as_dict(trace)
+    dictionary = trace.to_dict()
     first = next(v for v in dictionary["values"] if v["name"] == "x")
     made = PageData(dictionary, None).made()
     assert made["values"][str(first["id"])]["data"] == [1.0, "nan", "inf", "-inf"]
@@ -165,7 +164,7 @@ def test_patterns_are_what_the_rules_index_map_says(trace):
 
 
 def test_dot_has_every_operation_and_edge(trace):
-    dictionary = as_dict(trace)
+    dictionary = trace.to_dict()
     text = to_dot(dictionary)
     assert text.count("{") == text.count("}")
     assert len(re.findall(r"^\s*o\d+ \[label", text, re.MULTILINE)) == len(trace.operations)
@@ -181,7 +180,7 @@ def test_other_phases_stand_apart():
     with lightwell.trace() as trace:
         (w * 2).sum().backward()
         optimizer.step()
-    boxes = {box.key for box in layout.boxes(arranged(as_dict(trace)))}
+    boxes = {box.key for box in layout.boxes(arranged(trace.to_dict()))}
     assert "/optimizer" in boxes
 
 
@@ -207,7 +206,7 @@ class TestInABrowser:
         assert browser.run("return performance.getEntriesByType('resource').length") == 0
 
     def test_the_script_packs_as_python_does(self, browser, trace):
-        root = arranged(as_dict(trace))
+        root = arranged(trace.to_dict())
         keys = [box.key for box in layout.boxes(root)]
         ids = [operation.id for operation in trace.operations]
         for folded in (set(), {"/blocks/0", "/blocks/1/attn"}):
@@ -308,7 +307,7 @@ class TestInABrowser:
         wrong = json.loads(json.dumps(verification))
         row = next(r for r in wrong["rows"] if r["operation"] == "gelu")
         row["verdict"] = "disagree"
-        browser.open(write_page(as_dict(trace), tmp_path / "wrong.html", verification=wrong))
+        browser.open(write_page(trace.to_dict(), tmp_path / "wrong.html", verification=wrong))
         browser.settle()
         browser.click("#unfold")
         browser.run(f"lightwell.choose({{op: {row['operation_id']}}})")

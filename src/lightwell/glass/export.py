@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,8 +28,11 @@ WHOLE = 4096  # a tensor of at most this many elements is written out
 BUDGET = 2_000_000  # elements of all tensors together; more tensors, smaller ones written out
 
 
-def as_dict(trace: Trace, language: str = "en") -> dict[str, Any]:
-    """Numbers, strings, lists and dicts only; numbers that are not finite are the strings "nan", "inf", "-inf"."""
+def as_dict(trace: Trace, language: str = "en", verification: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Numbers, strings, lists and dicts only; numbers that are not finite are the strings "nan", "inf", "-inf".
+
+    verification: what `Verification.to_dict` gives.
+    """
     limit = max(64, min(WHOLE, BUDGET // max(1, len(trace.values))))
     reads = all_reads(trace.operations)
     return {
@@ -98,6 +102,7 @@ def as_dict(trace: Trace, language: str = "en") -> dict[str, Any]:
             }
             for p in trace.passes
         ],
+        "verification": None if verification is None else _finite(verification),
         "disagreements": list(trace.disagreements),
         "notes": list(trace.notes),
     }
@@ -113,7 +118,7 @@ def save(
 ) -> Path:
     """Write a trace to a file whose ending says how: .json, .html or .dot.
 
-    verification: what `Verification.to_dict` gives, for the page; without it the page says that nothing was checked.
+    verification: what `Verification.to_dict` gives; without it the page says that nothing was checked.
     Raises TraceError for another ending, SpaceError or UserError if the file cannot be written.
     """
     from lightwell.glass import page
@@ -121,7 +126,7 @@ def save(
     path = Path(path)
     if path.suffix not in (".json", ".html", ".dot"):
         raise TraceError(f"expected a file that ends in .json, .html or .dot, got {path.name!r}")
-    data = as_dict(trace, language)
+    data = as_dict(trace, language, verification)
     if path.suffix == ".html":
         return page.write_page(data, path, verification=verification, title=title, language=language)
     text = page.to_dot(data) if path.suffix == ".dot" else json.dumps(data, allow_nan=False, ensure_ascii=False)
@@ -191,7 +196,7 @@ def _value(v: Value, limit: int) -> dict[str, Any]:
         "output": v.output,
         "kept": v.kept if v.readable or v.kept != "reference" else "nothing",
         "statistics": None if statistics is None else {k: _number(x) for k, x in asdict(statistics).items()},
-        "elements": None if elements is None else [_number(x) for x in elements],
+        "elements": None if elements is None else _numbers(v, elements),
         "sample": None if elements is not None else _sample(v),
     }
 
@@ -201,11 +206,11 @@ def _sample(v: Value) -> dict[str, Any] | None:
     if not v.numel:
         return None
     if v.sample is not None:
-        return {"indices": sample_indices(v.numel).tolist(), "elements": [_number(x) for x in v.sample]}
+        return {"indices": sample_indices(v.numel).tolist(), "elements": _numbers(v, v.sample)}
     if not v.readable or v.read().is_meta:
         return None
     indices = sample_indices(v.numel)
-    return {"indices": indices.tolist(), "elements": [_number(float(x)) for x in _picked(v.read(), indices)]}
+    return {"indices": indices.tolist(), "elements": _numbers(v, _picked(v.read(), indices).tolist())}
 
 
 def _picked(tensor: Tensor, indices: Tensor) -> Tensor:
@@ -224,8 +229,26 @@ def _id(value: Value | None) -> int | None:
     return None if value is None else value.id
 
 
+def _finite(data: Any) -> Any:
+    """Plain data with numbers that are not finite as strings."""
+    if isinstance(data, Mapping):
+        return {key: _finite(value) for key, value in data.items()}
+    return [_finite(item) for item in data] if isinstance(data, list) else _number(data)
+
+
 def _number(x: Any) -> Any:
     return str(x) if isinstance(x, float) and not math.isfinite(x) else x
+
+
+def _numbers(v: Value, elements: Sequence[float]) -> list[Any]:
+    """Elements as they are written: whole numbers as such, others with as many digits as tell them apart in their own
+    precision.
+    """
+    if not v.dtype.is_floating_point and not v.dtype.is_complex:
+        return [int(x) for x in elements]
+    if v.dtype in (torch.float64, torch.complex128):
+        return [_number(float(x)) for x in elements]
+    return [_number(float(text)) for text in np.asarray(elements, dtype=np.float32).astype(str)]
 
 
 def _text(value: Any) -> Any:

@@ -206,7 +206,7 @@ class PageData:
             return ""
         first, more = outputs[0], f" (+{len(outputs) - 1})" if len(outputs) > 1 else ""
         if _is_number(first):
-            said = number(first["elements"][0])
+            said = _said(first)
             return (f"{first['name']} = {said}" if first["name"] else said) + more
         said = shape_text(first["shape"], self.language)
         return (f"{first['name']}: {said}" if first["name"] else said) + more
@@ -216,7 +216,7 @@ class PageData:
         first = self.values[upstream[0]] if upstream and upstream[0] is not None else None
         if first is None or not _is_number(first):
             return ""
-        return f"dL/d{self.values[operation['outputs'][0]]['name'] or 'out'} {number(first['elements'][0])}"
+        return f"dL/d{self.values[operation['outputs'][0]]['name'] or 'out'} {_said(first)}"
 
     def _words(self, operation: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]], verdict: str) -> str:
         """The operation in one or two sentences, for those who hear the page and for those who point at a node."""
@@ -260,7 +260,7 @@ class PageData:
             "dtype": value["dtype"],
             "shape": shape,
             "text": shape_text(shape, self.language),
-            "stats": number(value["elements"][0], 7) if _is_number(value) else self._statistics(value["statistics"]),
+            "stats": _said(value, 7) if _is_number(value) else self._statistics(value["statistics"]),
             "outside": int(value["producer"] is None),
             "columns": 1,
             "data": None,
@@ -311,6 +311,12 @@ def _is_number(value: Mapping[str, Any]) -> bool:
     return math.prod(value["shape"]) == 1 and bool(value["elements"])
 
 
+def _said(value: Mapping[str, Any], digits: int = 4) -> str:
+    """The single number of a value."""
+    (x,) = value["elements"]
+    return number(x if isinstance(x, int) else float(x), digits)
+
+
 def _key(child: layout.Box | layout.Node) -> str | int:
     return child.key if isinstance(child, layout.Box) else child.id
 
@@ -333,7 +339,7 @@ def _once(items: Iterable[int]) -> list[int]:
 
 
 def _short(x: float | str | None) -> float | str | None:
-    """Five digits; what is not finite as a word, since JSON has no such numbers."""
-    if x is None or isinstance(x, str):
+    """Five digits, whole numbers all of theirs; what is not finite as a word, since JSON has no such numbers."""
+    if x is None or isinstance(x, str | int):
         return x
     return float(f"{x:.5g}") if math.isfinite(x) else str(x)

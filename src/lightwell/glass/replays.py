@@ -34,7 +34,14 @@ def _softmax_again(call: Call, captured: Call) -> tuple[Tensor, ...]:
     return (function(call.args[0].to(captured.outputs[0].dtype), call.args[1]),)
 
 
+def _between_zero_and_one(call: Call, captured: Call) -> tuple[Tensor, ...]:
+    """binary_cross_entropy refuses probabilities outside of 0 to 1: one that stands at an end stays there."""
+    inputs = [call.path("self"), call.path("target")]
+    return call.with_inputs({path: call.get(path).clamp(0, 1) for path in inputs}).rerun()
+
+
 RECOMPUTE |= {
+    "binary_cross_entropy": _between_zero_and_one,
     "native_dropout": _dropped_again,
     "rrelu_with_noise": _sloped_again,
     "native_batch_norm": _without_updates,

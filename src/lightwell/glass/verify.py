@@ -233,16 +233,15 @@ class _Check:
             differences=None if differences is None else differences.error,
         )
 
-    # --- between operations
-    # --------------------------------------------------------------------------------------------
+    # --- between operations ------------------------------------------------------------------------------------------
 
     def _fan_out(self, fan_out: FanOut) -> Row:
         try:
-            parts = [edge.gradients[fan_out.index].read().double() for edge in fan_out.edges]
+            parts = [_wide(edge.gradients[fan_out.index].read()) for edge in fan_out.edges]
             parts += self._seeds(fan_out.value, fan_out.index)
             if fan_out.total is None:
                 return self._sum_row(fan_out, "not checkable", reason="no_total")
-            total = fan_out.total.read().double()
+            total = _wide(fan_out.total.read())
         except TraceError as refused:
             return self._sum_row(fan_out, "not checkable", text=refused.message)
         eps = torch.finfo(fan_out.value.dtype).eps
@@ -263,8 +262,8 @@ class _Check:
             got, gave = self.trace.gradient_of(value, index), sent[0].gradients[index]
             if got is None or got is gave or not (got.readable and gave.readable):
                 continue
-            exact, floor = gave.read().double(), torch.finfo(value.dtype).eps * gave.read().double().abs()
-            error, noise = _compare(got.read().double(), exact, floor)
+            exact = _wide(gave.read())
+            error, noise = _compare(_wide(got.read()), exact, torch.finfo(value.dtype).eps * exact.abs())
             if _ratio(error, noise) > SAFETY:
                 maker = None if value.producer is None else self.trace.operations[value.producer]
                 name = maker.name if maker is not None else value.title
@@ -295,8 +294,7 @@ class _Check:
                     found.append(torch.ones(value.shape).double() if seed is None else seed.read().double())
         return found
 
-    # --- all together
-    # ----------------------------------------------------------------------------------------------------
+    # --- all together ------------------------------------------------------------------------------------------------
 
     def _whole(self, index: int) -> Row:
         """The loss along one direction of all parameters at once, against the sum of gradient times direction."""
@@ -345,8 +343,7 @@ class _Check:
         found = {e.value.id: e.value for e in edges if e.value.producer is None and e.value.is_float}
         return list(found.values())
 
-    # --- rows
-    # ------------------------------------------------------------------------------------------------------------
+    # --- rows --------------------------------------------------------------------------------------------------------
 
     def _say(self, key: str, **values: object) -> str:
         return say(f"verify.reason.{key}", self.language, **values)
@@ -414,6 +411,10 @@ def _compare(captured: Tensor, exact: Tensor | None, floor: Tensor | None) -> tu
         size = max(_norm(exact, order), tiny)
         pairs.append((_norm(gap, order) / size, 0.0 if floor is None else _norm(floor, order) / size))
     return max(pairs, key=lambda pair: _ratio(*pair))
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.complex128 if x.is_complex() else torch.float64)
 
 
 def _norm(x: Tensor, order: float) -> float:
