@@ -572,6 +572,8 @@ def make_run_folder(path: Path) -> None:
         raise RunError(
             f"expected a folder above {path}, got a file at {error.filename}.", "Choose another --out."
         ) from None
+    except FileNotFoundError:
+        raise RunError(f"expected a place for folders, got {path}.", "Choose another --out.") from None
 
 
 def new_run_path(name: str, parent: Path = Path("runs")) -> Path:
@@ -587,7 +589,7 @@ def name_of(text: list[Path | str] | None) -> str:
     if text is None:
         return "python"
     name = Path(text[0]).resolve().name if text else "run"
-    return re.sub(r"[^\w.-]+", "-", name.removesuffix(Path(name).suffix)).strip("-.") or "run"
+    return re.sub(r"[^\w.-]+", "-", name.removesuffix(Path(name).suffix)).strip("-.")[:60] or "run"
 
 
 def longest_copy_from(run: Run, sample: str) -> str:

@@ -174,6 +174,47 @@ def test_an_out_that_is_taken_or_cannot_be_made(capsys, tmp_path, text_file, tra
     assert (tmp_path / "mine" / "thesis.txt").read_text(encoding="utf-8") == "not yours"
 
 
+def test_no_permission(capsys, tmp_path, text_file):
+    closed = Path("/sys")  # where not even root may make a folder
+    if os.geteuid() != 0:
+        closed = tmp_path / "closed"
+        closed.mkdir(mode=0o500)
+    elif not closed.is_dir():
+        pytest.skip("root may write everywhere here")
+    code, sentence = said(capsys, "pretrain", str(text_file), "--steps", "1", *SMALL, "--out", str(closed / "run"))
+    assert code == 2
+    assert one_sentence(sentence), sentence
+    assert "no permission" in sentence
+
+
+@pytest.mark.parametrize("limit_bytes", [100_000, 1_000_000], ids=["in the data", "in the first checkpoint"])
+def test_no_space(capsys, tmp_path, text_file, limit_bytes):
+    """A limit on the size of a file stands for the full disk; once it is gone, the same command goes through."""
+    import resource
+
+    command = ["pretrain", str(text_file), "--steps", "2", *SMALL, "--out", str(tmp_path / "run")]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, before[1]))
+    try:
+        code, sentence = said(capsys, *command)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert code in (2, 3), sentence
+    assert "Traceback" not in sentence
+    assert "file-size limit" in sentence
+    assert run(command) == 0
+
+
+def test_names_that_no_disk_takes(capsys, tmp_path, text_file):
+    for command in (
+        ["pretrain", str(text_file), "--steps", "1", "--out", str(tmp_path / ("a" * 300))],
+        ["generate", "a" * 5000, "x"],
+    ):
+        code, sentence = said(capsys, *command)
+        assert code == 2
+        assert one_sentence(sentence), sentence
+
+
 def test_another_request_in_the_same_out_is_refused_with_the_difference(capsys, trained, text_file):
     code, sentence = said(capsys, "pretrain", str(text_file), "--steps", "9", *SMALL, "--out", str(trained))
     assert code == 2

@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from lightwell.errors import LightwellError
+from lightwell.files.translate import translate
 from lightwell.runtime.waiting import let_threads_sleep
 
 COMMANDS = {  # name -> one line for --help; the command lives in cli/<name>.py (a trailing _ where Python has the word)
@@ -112,6 +113,8 @@ def run(arguments: list[str]) -> int:
             context = getattr(error, "ctx", None)
             where = context.command_path if context else "lightwell"
             return fail("usage", error.format_message(), f"See: {where} --help", 2, as_json)
+        if isinstance(error, OSError) and (theirs := translate(error, "read and write files")):
+            return fail(theirs.kind, theirs.message, theirs.hint, theirs.exit_code, as_json)
         traceback.print_exc()
         return fail("internal", f"{type(error).__name__}: {error}", REPORT, 1, as_json)
 

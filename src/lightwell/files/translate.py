@@ -17,6 +17,7 @@ _CLOSED = {
     errno.EPERM: "no permission",
     errno.EROFS: "a read-only file system",
 }
+_NAME = {errno.ENAMETOOLONG: "a name that is too long", errno.ELOOP: "symbolic links in a circle"}
 
 
 @contextmanager
@@ -36,7 +37,8 @@ def os_errors(what: str) -> Iterator[None]:
 
 def translate(error: OSError, what: str) -> UserError | None:
     """The error that a person should see for `error`, or None if it is not one of theirs."""
-    where = f" at {os.fspath(error.filename)!s}" if error.filename else ""
+    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+    where = f" at {name}" if 0 < len(name) <= 200 else ""
     if error.errno in _FULL:
         return SpaceError(
             f"expected to {what}, got {_FULL[error.errno]}{where}.",
@@ -46,6 +48,10 @@ def translate(error: OSError, what: str) -> UserError | None:
         return UserError(
             f"expected to {what}, got {_CLOSED[error.errno]}{where}.", "Choose a folder that you may write to."
         )
+    if error.errno in _NAME:
+        return UserError(f"expected to {what}, got {_NAME[error.errno]}.", "Choose another place.")
+    if error.errno == errno.EMFILE:
+        return UserError(f"expected to {what}, got too many open files.", "Raise the limit with `ulimit -n 4096`.")
     if error.errno == errno.EIO:
         return UserError(
             f"expected to {what}, got an input/output error of the disk{where}.", "Check the disk; copy what matters."
