@@ -37,6 +37,7 @@ from lightwell.generation.engine import Engine
 from lightwell.generation.sample import Sampling
 from lightwell.generation.samples import Samples
 from lightwell.glass.pulse import Pulse
+from lightwell.glass.snapshot import Snapshot
 from lightwell.model.build import GPT
 from lightwell.model.count import parameters
 from lightwell.model.gpt2 import GPT2
@@ -64,6 +65,7 @@ Say = Callable[[str], None]
 Progress = Callable[[int, int | None, str], None]
 DEFAULT_MINUTES = 10.0
 PULSES = 50  # measurements of every layer over a run
+SNAPSHOTS = "snapshots"  # of a run's folder: whole steps to look at, if they were asked for
 
 
 def _quiet(*_: Any) -> None:
@@ -427,6 +429,16 @@ def train_run(
         if pulse_every and world.is_main and training.replicas.kind != "sharded":
             pulse = Pulse(database.add_layers, pulse_every, autocast=device.autocast)
             observers = training.observers = [*observers, pulse]
+        if config.glass.snapshot_every and world.is_main and training.replicas.kind != "sharded":
+            snapshot = Snapshot(
+                lambda step, t: t.save(path / SNAPSHOTS / f"step-{step:08d}.html", title=f"{path.name}, step {step}"),
+                config.glass.snapshot_every,
+                autocast=device.autocast,
+                compiled=bool(config.runtime.compile),
+                on_trouble=lambda sentence: database.add_event(training.state.step, "snapshot", {"error": sentence}),
+            )
+            (path / SNAPSHOTS).mkdir(exist_ok=True)
+            observers = training.observers = [*observers, snapshot]
         try:
             reason = train(training)
         finally:

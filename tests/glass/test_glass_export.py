@@ -150,6 +150,19 @@ def test_ids_are_positions():
         assert [row["id"] for row in data[name]] == list(range(len(data[name])))
 
 
+def test_every_value_that_is_referred_to_is_there():
+    """Gradients that torch.autograd.grad gave back are values as well."""
+    w = torch.ones(3, requires_grad=True)
+    with lightwell.trace() as t:
+        torch.autograd.grad((w.sin() * w.cos()).sum(), w)
+    data = t.to_dict()
+    assert data["fan_outs"]
+    named = [f["total"] for f in data["fan_outs"]]
+    named += [gradient for edge in data["edges"] for gradient in edge["gradients"].values()]
+    assert len(named) > 5
+    assert set(named) <= {value["id"] for value in data["values"]}
+
+
 def test_infinities_are_words():
     data = an_odd_one().to_dict()
     w = next(value for value in data["values"] if value["name"] == "w")

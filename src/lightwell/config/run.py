@@ -127,7 +127,7 @@ class TrainSection(Strict):
     micro_batch_size: Size | None = None  # sequences at once in one process; left out: as many as fit
     clip: NonNegative = 1.0  # largest norm of the whole gradient; 0: no limit
     eval_every: Size | None = None  # steps between held-out evaluations; left out: ten over the run
-    eval_tokens: Size | None = None  # tokens of each evaluation on the way; the last one uses all
+    eval_tokens: Size | None = None  # tokens of each evaluation on the way; left out: 1% of all tokens
     sample_every: Size | None = None  # steps between samples; left out: with each evaluation
     prompts: list[str] = Field(default_factory=lambda: [""])  # what the samples begin with
     sample_tokens: Size = 80
@@ -166,6 +166,7 @@ class RuntimeSection(Strict):
 
 class GlassSection(Strict):
     pulse_every: Count | None = None  # steps between measurements of every layer; 0: never; left out: 50 a run
+    snapshot_every: Count = 0  # steps between pages in snapshots/ that show a whole step, replayed; 0: none
 
 
 class RunConfig(Strict):

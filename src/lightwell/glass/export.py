@@ -33,6 +33,7 @@ def as_dict(trace: Trace, language: str = "en", verification: Mapping[str, Any] 
 
     verification: what `Verification.to_dict` gives.
     """
+    sums = trace.fan_outs  # first: a sum may be a value that nobody has asked for yet
     limit = max(64, min(WHOLE, BUDGET // max(1, len(trace.values))))
     reads = all_reads(trace.operations)
     return {
@@ -80,7 +81,7 @@ def as_dict(trace: Trace, language: str = "en", verification: Mapping[str, Any] 
         ],
         "fan_outs": [
             {"value": f.value.id, "index": f.index, "edges": [e.id for e in f.edges], "total": _id(f.total)}
-            for f in trace.fan_outs
+            for f in sums
         ],
         "accumulations": [
             {
