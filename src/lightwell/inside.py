@@ -7,7 +7,9 @@ Composes the glass box with a run, for the commands `trace`, `explain`, `verify`
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import textwrap
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +22,14 @@ from torch.overrides import TorchFunctionMode
 
 from lightwell.api import Run, load
 from lightwell.errors import UserError
+from lightwell.glass.figures import plain
+from lightwell.show.bars import draw_bars
+from lightwell.show.heat import draw_heat
 from lightwell.show.table import draw_table
+from lightwell.show.terminal import paint, visible_width
+from lightwell.show.units import percent
 
+Progress = Callable[[int, int | None, str], None]
 EXAMPLE_TEXT = "The light falls into the well."
 
 
@@ -47,37 +55,100 @@ class Inside:
     head_gradients: Tensor
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain lists."""
-        return {key: value.tolist() if isinstance(value, Tensor) else value for key, value in vars(self).items()}
+        """Everything as plain lists; a number that is not finite is None."""
+        return plain({key: v.tolist() if isinstance(v, Tensor) else v for key, v in vars(self).items()})
 
-    def draw(self) -> str:
-        """Tables for a terminal."""
-        names = [show_token(token) for token in self.tokens]
-        layers = len(self.lens)
+    @property
+    def finite(self) -> bool:
+        """Whether the losses and gradients are numbers. If not, `check_step` says where the first one was born."""
+        return all(bool(x.isfinite().all()) for x in (self.losses, self.token_gradients, self.head_gradients))
+
+    def draw(self, color: bool = False, width: int = 100, heads: Sequence[tuple[int, int]] = ()) -> str:
+        """Tables and maps for a terminal. heads: (layer, head), counted from 1, whose attention is drawn; left out, the
+        one that the loss listens to most. Raises UserError for a head that is not there.
+        """
+        L, H = self.head_gradients.shape
+        for layer, head in heads:
+            if not (1 <= layer <= L and 1 <= head <= H):
+                raise UserError(f"expected a head from 1.1 to {L}.{H}, got {layer}.{head}.")
+        loudest = divmod(int(self.head_gradients.nan_to_num(0).argmax()), H)
+        chosen = [(layer - 1, head - 1) for layer, head in heads] or [loudest]
+        parts = [
+            ("The text, token by token", self._tokens(color, width), _TOKENS),
+            ("What each layer would say comes next (logit lens)", self._lens(color, width), _LENS),
+            ("The heads", self._heads(color, width), _HEADS),
+            *((f"Layer {n + 1}, head {h + 1}", self._pattern(n, h, color, width), _PATTERN) for n, h in chosen),
+            ("After the text", self._following(color, width), ""),
+        ]
+        drawn = []
+        for title, body, explained in parts:
+            words = [paint(line, "dim", color) for line in textwrap.wrap(explained, min(width, 100))]
+            drawn.append("\n".join([paint(title, "bold", color), *words, "", body] if words else [title, "", body]))
+        return "\n\n".join(drawn)
+
+    def _tokens(self, color: bool, width: int) -> str:
         rows = []
-        for t, name in enumerate(names):
-            loss = f"{self.losses[t - 1]:.2f}" if t else ""
-            lens = [
-                f"{show_token(self.lens[layer][t])} {self.lens_probability[layer, t]:.0%}" for layer in range(layers)
-            ]
-            rows.append([t, name, int(self.ids[t]), loss, f"{self.token_gradients[t]:.4f}", *lens])
-        headers = ["", "token", "id", "loss", "gradient", *(f"layer {n + 1} predicts" for n in range(layers))]
-        looks = []
-        for layer, heads in enumerate(self.attention):
-            for head, pattern in enumerate(heads):
-                share, where = pattern[-1].max(dim=0)
-                gradient = f"{self.head_gradients[layer, head]:.4f}"
-                looks.append([layer + 1, head + 1, f"{names[int(where)]} ({share:.0%})", entropy(pattern), gradient])
-        following = ", ".join(f"{show_token(token)} {share:.1%}" for token, share in self.next_tokens)
-        return "\n\n".join(
-            [
-                "Each token: how surprising it was (nats), how much the mean loss would change with it, and what each\n"
-                "layer would say comes next (logit lens)\n" + draw_table(rows, headers=headers),
-                "Each head: where the last token looks most, how spread its looks are (nats), its gradient's norm\n"
-                + draw_table(looks, headers=["layer", "head", "last token looks at", "entropy", "gradient"]),
-                f"After the text: {following}",
-            ]
-        )
+        for t, name in enumerate(map(show_token, self.tokens)):
+            loss = float(self.losses[t - 1]) if t else math.nan
+            said = [f"{loss:.2f}", percent(math.exp(-loss), 1)] if t else ["", ""]
+            norms = [f"{float(self.embedding_norms[t]):.2f}", f"{float(self.token_gradients[t]):.4f}"]
+            rows.append([str(t), name, str(int(self.ids[t])), *said, *norms])
+        headers = ["", "token", "id", "loss", "was given", "embedding", "gradient"]
+        table = draw_table(rows, headers, "rlrrrrr", color, width)
+        return f"{table}\n\nmean loss {float(self.losses.mean()):.4f} nats per token"
+
+    def _lens(self, color: bool, width: int) -> str:
+        names = [show_token(token) for token in self.tokens]
+        room = (width - max(map(visible_width, names)) - 2) // 16
+        layers = _spread(len(self.lens), max(1, room))
+        rows = [
+            [name, *(f"{show_token(self.lens[n][t])} {self.lens_probability[n, t]:.0%}" for n in layers)]
+            for t, name in enumerate(names)
+        ]
+        return draw_table(rows, ["after", *(f"layer {n + 1}" for n in layers)], color=color, width=width)
+
+    def _heads(self, color: bool, width: int) -> str:
+        L, H = self.head_gradients.shape
+        sizes = self.head_gradients.tolist()
+        rows, columns = [f"layer {n + 1}" for n in range(L)], [f"head {h + 1}" for h in range(H)]
+        fits = width >= H * 8 + 10
+        drawn = draw_heat(sizes, rows, columns if fits else [], color, numbers=fits, width=width, max_rows=64)
+        loud = self.head_gradients.nan_to_num(0).flatten().argsort(descending=True, stable=True)[:LOUDEST].tolist()
+        names = [show_token(token) for token in self.tokens]
+        listed = []
+        for layer, head in (divmod(place, H) for place in loud):
+            pattern = self.attention[layer, head]
+            share, where = pattern[-1].max(dim=0)
+            looks = f"{names[int(where)]} ({share:.0%})"
+            listed.append([f"{layer + 1}.{head + 1}", f"{sizes[layer][head]:.4f}", entropy(pattern), looks])
+        headers = ["head", "gradient", "entropy", f"the last token, {names[-1]}, looks most at"]
+        return f"{drawn}\n\n{draw_table(listed, headers, 'lrrl', color, width)}"
+
+    def _pattern(self, layer: int, head: int, color: bool, width: int) -> str:
+        names = [show_token(token) for token in self.tokens]
+        return draw_heat(self.attention[layer, head].tolist(), names, names, color, width=width, max_rows=64)
+
+    def _following(self, color: bool, width: int) -> str:
+        shares = {show_token(token): share for token, share in self.next_tokens}
+        return draw_bars(shares, min(width, 72), color, lambda share: percent(share, 1))
+
+
+LOUDEST = 8  # heads listed
+_TOKENS = (
+    "loss: how surprised the model was by the token, in nats; was given: the probability it had given it; embedding: "
+    "length of the token's vector; gradient: how much the mean loss changes with that vector."
+)
+_LENS = "The stream after each layer, read as if it were the last: the likeliest next token and its probability."
+_HEADS = (
+    "The size of the loss's gradient at each head's output: how much the loss listens to it. entropy: how spread its "
+    "looks are, in nats; 0 looks at one token only."
+)
+_PATTERN = "Each row is a token, and its shares go to the tokens that it looks at: itself and those before it."
+
+
+def _spread(n: int, most: int) -> list[int]:
+    """At most `most` of n places, evenly spread, the last one among them."""
+    return sorted({n - 1 - k * n // most for k in range(min(n, most))}) if n > most else list(range(n))
 
 
 def entropy(pattern: Tensor) -> str:
@@ -86,6 +157,7 @@ def entropy(pattern: Tensor) -> str:
 
 
 def show_token(text: str) -> str:
+    """A token with its blanks made visible."""
     return text.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "·") or "∅"
 
 
@@ -130,6 +202,7 @@ def look_inside(run: Run, text: str = EXAMPLE_TEXT, top: int = 5) -> Inside:
     watch = _AttentionWatch()
     with ExitStack() as stack, torch.enable_grad():
         stack.callback(_restore, model, before)
+        _restore(model, dict.fromkeys(before))  # backward adds to what is there
         stack.callback(model.tok_emb.register_forward_hook(_keep(embedded)).remove)
         for block in model.blocks:
             stack.callback(block.register_forward_hook(_keep(streams)).remove)
@@ -177,24 +250,38 @@ def _restore(model: nn.Module, gradients: dict[str, Tensor | None]) -> None:
         parameter.grad = gradients[name]
 
 
+def _ids(run: Run, text: str) -> list[int]:
+    """The separator and as much of the text as the context holds. Raises UserError for an empty text."""
+    ids = [run.tokenizer.separator_id, *run.tokenizer.encode(text)][: run.model_config.context_length + 1]
+    if len(ids) < 2:
+        raise UserError("expected a text of at least one token, got an empty one.")
+    return ids
+
+
 def trace_step(run: Run, text: str, level: str = "dissect", open_attention: bool = False) -> Any:
     """A trace of one forward and backward pass of a run's model on a text."""
     from lightwell.glass.capture import trace
 
-    ids = [run.tokenizer.separator_id, *run.tokenizer.encode(text)][: run.model_config.context_length + 1]
-    if len(ids) < 2:
-        raise UserError("expected a text of at least one token, got an empty one.")
-    tensor = torch.tensor([ids], device=run.device.torch_device)
+    tensor = torch.tensor([_ids(run, text)], device=run.device.torch_device)
     before = {name: parameter.grad for name, parameter in run.model.named_parameters()}
     try:
-        for parameter in run.model.parameters():
-            parameter.grad = None
+        _restore(run.model, dict.fromkeys(before))
         with trace(level, open_attention=open_attention) as t:  # type: ignore[arg-type]
             loss, n = run.model(tensor[:, :-1], tensor[:, 1:])
             (loss / n).backward()
     finally:
         _restore(run.model, before)
     return t
+
+
+def save_step(run: Run, text: str, path: str | Path, *, seconds: float = 60, progress: Progress | None = None) -> Any:
+    """A step of a run's model on a text as a file (.html, .json or .dot), its gradients checked for so many seconds."""
+    from lightwell.glass.export import path_of
+
+    path = path_of(path)
+    t = trace_step(run, text)
+    checked = t.verify(seconds=seconds, progress=progress) if seconds and path.suffix != ".dot" else None
+    return t.save(path, verification=checked, title=f"{run.path.name}: {text}")
 
 
 def explain_parameter(path: str | Path, name: str, index: tuple[int, ...] | None, text: str, **options: Any) -> Any:
@@ -222,6 +309,40 @@ def diagnose_run(path: str | Path) -> Any:
     vocab_size = folder.config.get("model", {}).get("vocab_size")
     with RunDatabase(folder.path / DATABASE, read_only=True) as database:
         return diagnose(Readings.of_run(database, vocab_size))
+
+
+@dataclass(frozen=True)
+class StepCheck:
+    """One step on a text: whether a NaN or an infinity is born in it, and what lower precision costs it."""
+
+    origins: Any  # glass.origin.Origins
+    precision: Any  # glass.precision.Precision; None if the step is not finite
+
+    def to_dict(self) -> dict[str, Any]:
+        precision = None if self.precision is None else self.precision.to_dict()
+        return {"origins": self.origins.to_dict(), "precision": precision}
+
+    def draw(self, color: bool = False, width: int | None = None) -> str:
+        """Words and a table."""
+        parts = [str(self.origins)]
+        if self.precision is not None:
+            parts.append(self.precision.draw(color, width))
+        return "\n\n".join(parts)
+
+
+def check_step(run: Run, text: str = EXAMPLE_TEXT) -> StepCheck:
+    """Run a step of a run's model on a text: where a NaN is born, and the same step in three precisions."""
+    from lightwell.glass.precision import precision_audit
+
+    found = trace_step(run, text).origins()
+    ids = torch.tensor([_ids(run, text)])
+    audit = None if found.births else precision_audit(run.model, _mean_loss, ids[:, :-1], ids[:, 1:])
+    return StepCheck(found, audit)
+
+
+def _mean_loss(model: Any, ids: Tensor, targets: Tensor) -> Tensor:
+    loss, n = model(ids, targets)
+    return loss / n
 
 
 def verify_run(path: str | Path, text: str = EXAMPLE_TEXT, **options: Any) -> Any:

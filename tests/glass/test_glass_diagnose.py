@@ -1,9 +1,12 @@
 """Diagnoses of readings made up for the purpose: each sickness by its own evidence, and none without it."""
 
+import importlib
 import json
 import math
+from pathlib import Path
 
 import pytest
+import torch
 
 from lightwell.glass.diagnose import EXPLAINED_BY, Readings, diagnose
 
@@ -179,3 +182,13 @@ def test_readings_come_from_a_runs_database(tmp_path):
         found = diagnose(Readings.of_run(database, 256))
     assert only(found).layers == ["head"]
     assert found.pulses == len(STEPS) + 1
+
+
+def test_real_runs_of_a_few_steps(monkeypatch):
+    """Two runs of the laboratory of benchmarks/glass_recall.py, shortened: one healthy, one ill."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    lab = importlib.import_module("glass_recall")
+    torch.set_num_threads(1)
+    healthy, sick = lab.run("healthy relu net", 1, steps=48), lab.run("relu net, gain 4", 1, steps=48)
+    assert {finding.sickness for finding in diagnose(healthy).findings} <= {"rate_too_low"}
+    assert "exploding_gradients" in {finding.sickness for finding in diagnose(sick).findings}

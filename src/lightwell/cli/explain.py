@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import typer
 
-from lightwell.cli.common import JSON, color_on, make_app, show_json
+from lightwell.cli.common import JSON, make_app, show_json
 from lightwell.errors import UserError
+from lightwell.show.terminal import wants_color
 
 app = make_app()
 
@@ -26,7 +29,7 @@ def explain(
         from lightwell.glass.by_hand import example as make_example
 
         shown = make_example(example)
-        show_json(shown.to_dict()) if json else print(shown.draw(color=color_on()))
+        show_json(shown.to_dict()) if json else print(shown.draw(color=wants_color(sys.stdout)))
         return
     if run is None or parameter is None:
         raise UserError("expected a run and a parameter, or --example.", "Try: lightwell explain --example neuron")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from lightwell.runtime.observer import Observer, StepReport
@@ -85,6 +87,16 @@ class WorkProgress:
     def clear(self) -> None:
         if self.terminal:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def checking() -> Iterator[Callable[[int, int | None, str], None]]:
+    """Progress of the glass box's checks, which name each operation: one bar for all of them."""
+    shown = WorkProgress()
+    try:
+        yield lambda done, total, what: shown(done, total, "checking gradients")
+    finally:
+        shown.clear()
 
 
 def silent(*_: Any) -> None:

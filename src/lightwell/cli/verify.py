@@ -14,12 +14,15 @@ app = make_app()
 def verify(
     run: str = typer.Argument(help="The run's folder."),
     text: str = typer.Option("The light falls into the well.", help="What to run through the model."),
+    seconds: float = typer.Option(None, min=0, help="Stop after about so long; what is left is not run."),
     json: bool = JSON,
 ) -> None:
     """Check every gradient of a run's model three ways: by rule, by finite differences, by autograd."""
+    from lightwell.cli.progress import checking
     from lightwell.inside import verify_run
 
-    found = verify_run(run, text)
+    with checking() as progress:
+        found = verify_run(run, text, seconds=seconds, progress=progress)
     show_json(found.to_dict()) if json else print(found)
     if not found.agree:
         raise AnswerIsNo(f"a gradient is wrong: {found.worst.operation} at {found.worst.line}.")

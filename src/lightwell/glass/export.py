@@ -124,14 +124,20 @@ def save(
     """
     from lightwell.glass import page
 
-    path = Path(path)
-    if path.suffix not in (".json", ".html", ".dot"):
-        raise TraceError(f"expected a file that ends in .json, .html or .dot, got {path.name!r}")
+    path = path_of(path)
     data = as_dict(trace, language, verification)
     if path.suffix == ".html":
         return page.write_page(data, path, verification=verification, title=title, language=language)
     text = page.to_dot(data) if path.suffix == ".dot" else json.dumps(data, allow_nan=False, ensure_ascii=False)
     write_file(path, text.encode("utf-8"))
+    return path
+
+
+def path_of(path: str | Path) -> Path:
+    """Where a trace is to be saved. Raises TraceError for an ending that says no format."""
+    path = Path(path)
+    if path.suffix not in (".json", ".html", ".dot"):
+        raise TraceError(f"expected a file that ends in .json, .html or .dot, got {path.name!r}.")
     return path
 
 
