@@ -51,12 +51,13 @@ from lightwell.runtime.peak import measure_peak_flops
 from lightwell.runtime.threads import allowed_cpus
 from lightwell.runtime.world import World, join_world
 from lightwell.store.checkpoint import FOLDER as CHECKPOINTS
-from lightwell.store.checkpoint import Checkpoint, load_model_only
-from lightwell.store.checkpoints import list_checkpoints, newest_good
+from lightwell.store.checkpoint import Checkpoint, checkpoint_path, load_model_only
+from lightwell.store.checkpoints import list_checkpoints, newest_good, step_of, verify_checkpoint
 from lightwell.store.database import RunDatabase
 from lightwell.store.run_folder import CONFIG, DATABASE, DATASET, RunFolder, create, is_run, open_run, require_free
-from lightwell.training.assemble import assemble
+from lightwell.training.assemble import assemble, outcome_tokens
 from lightwell.training.loop import run as train
+from lightwell.training.outcome import OUTCOME, hand_over
 from lightwell.training.record import NoRecord
 from lightwell.training.saver import read_for_all
 
@@ -153,18 +154,21 @@ class Run:
             return evaluate_stream(self.model, stream, self.tokenizer, progress=progress)
 
     def outcome(self) -> dict[str, Any]:
-        """How training went: steps, tokens, parameters, the last held-out figures, speed."""
-        metrics = self.metrics
+        """How training went: steps, tokens, parameters, the last held-out figures and what was predicted, speed."""
+        metrics, ending = self.metrics, outcome_of(self.path) or {}
 
         def last(name: str) -> float | None:
             return metrics[name][-1][1] if metrics.get(name) else None
 
         rates = sorted(value for _, value in metrics.get("tokens_per_second", []))
         return {
-            "steps": self.step,
+            "steps": max([self.step, *(step for step, _ in metrics.get("tokens", [])[-1:])]),
             "tokens": int(last("tokens") or 0),
             "parameters": parameters(self.model_config)["total"],
-            "heldout": {"loss": last("heldout.loss"), "bits_per_byte": last("heldout.bits_per_byte")},
+            "heldout": {
+                key: ending.get(key, last(f"heldout.{key}")) for key in ("loss", "bits_per_byte", "standard_error")
+            },
+            "predicted": {"bits_per_byte": ending.get("predicted"), "off": ending.get("off")},
             "tokens_per_second": rates[len(rates) // 2] if rates else None,
             "checkpoint": str(self.checkpoint),
         }
@@ -190,6 +194,7 @@ def load(path: str | Path, *, device: str = "auto", dtype: str = "float32") -> R
         raise RunError(
             f"expected a good checkpoint in {path}, found none.", f"`lightwell runs {path} --check` says more."
         )
+    checkpoint = handed_over(path, checkpoint)
     run = Run(path, folder, checkpoint, choose_device(device, dtype))
     expected, got = run.config.model.vocab_size, run.tokenizer.vocab_size
     padded = "import" in folder.request  # other projects round their vocabularies up
@@ -199,6 +204,25 @@ def load(path: str | Path, *, device: str = "auto", dtype: str = "float32") -> R
             "Put back the tokenizer.json that belongs to the run.",
         )
     return run
+
+
+def outcome_of(path: Path) -> dict[str, Any] | None:
+    """How a finished run turned out (training/outcome.py has the keys); None for one that goes on."""
+    if not (path / DATABASE).exists():
+        return None
+    with RunDatabase(path / DATABASE, read_only=True) as database:
+        found = database.events(OUTCOME)
+    checkpoints = list_checkpoints(path)
+    return found[-1]["details"] if found and checkpoints and found[-1]["step"] >= step_of(checkpoints[-1]) else None
+
+
+def handed_over(path: Path, newest: Path) -> Path:
+    """The checkpoint that a run hands over: of a finished one the best by held-out text, otherwise the newest."""
+    best = checkpoint_path(path, (outcome_of(path) or {}).get("handed_over", step_of(newest)))
+    if best == newest or not best.is_dir():
+        return newest
+    verify_checkpoint(best)
+    return best
 
 
 def text_stream(text: Text, tokenizer: Any) -> TokenStream:
@@ -304,6 +328,7 @@ def pretrain(
             train_run(
                 path, parse(begun["config"]), open_dataset(begun["dataset"]), device, world, observers, stop,
                 began=began, weights=parent.model.state_dict() if parent else None, peak_flops=begun["peak_flops"],
+                step_seconds=begun["step_seconds"],
             )  # fmt: skip
     return load(path, device=config.runtime.device)
 
@@ -329,7 +354,12 @@ def begin_run(
         database.delete_after(-1)  # what an attempt left that ended before it trained
         if choice.expected:
             database.add_event(0, "plan", choice.expected)
-    return {"config": to_raw(choice.config), "dataset": str(dataset.path), "peak_flops": peak}
+    return {
+        "config": to_raw(choice.config),
+        "dataset": str(dataset.path),
+        "peak_flops": peak,
+        "step_seconds": choice.expected.get("step_seconds"),
+    }
 
 
 def resume(
@@ -405,6 +435,7 @@ def train_run(
     extend_steps: int | None = None,
     began: float | None = None,
     peak_flops: float | None = None,
+    step_seconds: float | None = None,
 ) -> None:
     """Train to the end, or raise StoppedEarly with the command that goes on. Only the main process is watched."""
     with ExitStack() as stack:
@@ -422,6 +453,7 @@ def train_run(
         training = assemble(
             path, config, dataset, device, world, database, checkpoint=checkpoint, weights=weights,
             extend_steps=extend_steps, observers=observers, stop=stop, began=began, peak_flops=peak_flops,
+            step_seconds=step_seconds,
         )  # fmt: skip
         pulse_every = config.glass.pulse_every
         if pulse_every is None:
@@ -445,6 +477,10 @@ def train_run(
             for observer in observers:
                 observer.at_end()
         step = training.state.step
+        if reason in (None, "overfitting"):
+            plan = database.events("plan") if isinstance(database, RunDatabase) else []
+            tokens = outcome_tokens(step, training.pace.tokens_per_step)
+            hand_over(training, tokens, plan[-1]["details"].get("bits_per_byte") if plan else None)
         database.add_event(step, "end", {"reason": reason or "done"})
     if reason not in (None, "overfitting"):
         raise StoppedEarly(

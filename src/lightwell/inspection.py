@@ -10,7 +10,18 @@ from typing import Any
 import tomli_w
 import torch
 
-from lightwell.api import Request, Run, Text, as_paths, load, plan_run, read_request, set_threads, with_budget
+from lightwell.api import (
+    Request,
+    Run,
+    Text,
+    as_paths,
+    load,
+    outcome_of,
+    plan_run,
+    read_request,
+    set_threads,
+    with_budget,
+)
 from lightwell.config.presets import PRESETS
 from lightwell.config.presets import preset as read_preset
 from lightwell.config.run import RunConfig, changed, parse, to_raw
@@ -128,6 +139,7 @@ def _describe(path: Path) -> dict[str, Any]:
     def last(name: str) -> float | None:
         return metrics[name][-1][1] if metrics.get(name) else None
 
+    ending = outcome_of(path) or {}
     return {
         "name": path.name,
         "path": str(path),
@@ -135,7 +147,8 @@ def _describe(path: Path) -> dict[str, Any]:
         "step": step,
         "steps": max(planned or step, step),
         "loss": last("loss"),
-        "heldout": {"loss": last("heldout.loss"), "bits_per_byte": last("heldout.bits_per_byte")},
+        "heldout": {key: ending.get(key, last(f"heldout.{key}")) for key in ("loss", "bits_per_byte")},
+        "predicted": {"bits_per_byte": ending.get("predicted"), "off": ending.get("off")},
         "parameters": parameters(config.model.complete())["total"],
     }
 

@@ -99,3 +99,63 @@ def test_a_resumed_run_keeps_its_end(clock):
     assert again.steps(state) == 60
     assert len(state.decisions) == 1
     assert again.elapsed() == pytest.approx(5 + 90)
+
+
+SPEEDS = {
+    "steady": lambda done: 1.0,
+    "slower and slower": lambda done: 1 + done,
+    "faster and faster": lambda done: 2 - done,
+    "another program from the middle on": lambda done: 1.0 if done < 0.5 else 2.0,
+    "another program until the middle": lambda done: 2.0 if done < 0.5 else 1.0,
+    "another program near the end": lambda done: 1.0 if done < 0.85 else 2.0,
+    "now and then": lambda done: 1.0 if int(20 * done) % 3 else 2.5,
+}
+
+
+@pytest.mark.parametrize("schedule", ["wsd", "cosine", "constant"])
+@pytest.mark.parametrize("minutes", [1, 2, 5, 10, 30])
+@pytest.mark.parametrize("speed", SPEEDS)
+def test_a_run_of_minutes_ends_in_time_whatever_else_the_machine_does(clock, speed, minutes, schedule):
+    """Preparing takes 8 s; every twentieth step is followed by an evaluation as long as ten steps."""
+    total, step_seconds = 60 * minutes, 60 * minutes / 1500
+    began = clock.now
+    clock.now += 8
+    pace = Pace(
+        BudgetSection(minutes=minutes), ScheduleSection(name=schedule), 1000, step_seconds=step_seconds, reserve=2.0,
+        began=began,
+    )  # fmt: skip
+    state = TrainState()
+    pace.begin(state)
+    used = []
+    while not pace.finished(state):
+        used.append(pace.lr_scale(state, state.step))
+        slower = SPEEDS[speed](min(1, (clock.now - began) / total))
+        clock.now += slower * step_seconds * (11 if state.step % 100 == 99 else 1)
+        state.step += 1
+        pace.replan(state)
+    clock.now += 2
+    assert 0.85 * total <= clock.now - began <= 1.05 * total
+    assert used == [pace.lr_scale(state, n) for n in range(state.step)], "the past stays as it was"
+    falling = used[used.index(max(used)) :]
+    assert falling == sorted(falling, reverse=True)
+    assert schedule == "constant" or used[-1] < 0.05, "the rate comes down to its end"
+
+
+def test_a_small_miss_leaves_the_decay_as_it_is(clock):
+    pace, state = make(clock, step_seconds=1.0, minutes=10)
+    go(pace, state, clock, 300, 1.0)
+    decided = len(state.decisions)
+    go(pace, state, clock, 300, 1.01)
+    assert len(state.decisions) == decided
+    assert pace.finished(state)
+
+
+def test_a_bent_decay_goes_on_when_the_run_is_resumed(clock):
+    pace, state = make(clock, step_seconds=1.0, minutes=10)
+    go(pace, state, clock, 400, 1.0)
+    go(pace, state, clock, 60, 3.0)
+    assert "bend" in state.decisions[-1]
+    again = Pace(pace.budget, pace.schedule, 1000, began=clock.now)
+    again.begin(state)
+    rates = range(pace.steps(state))
+    assert [again.lr_scale(state, n) for n in rates] == [pace.lr_scale(state, n) for n in rates]

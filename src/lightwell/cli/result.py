@@ -27,6 +27,10 @@ def show_result(run: Run, seconds: float, as_json: bool) -> None:
     )
     if heldout["bits_per_byte"] is not None:
         print(f"Held out: {heldout['bits_per_byte']:.3f} bits per byte (loss {heldout['loss']:.3f} nats per token).")
+    if (said := said_of_prediction(outcome["predicted"])) is not None:
+        print(said)
+    if run.step < outcome["steps"]:
+        print(f"The best on held-out text was step {run.step:,}: that one is handed over.")
     sample = run.generate("", max_new_tokens=120, seed=1, temperature=0.7)
     copied = longest_copy_from(run, sample)
     print(f"\nA sample:\n{'-' * 72}\n{sample.strip()}\n{'-' * 72}")
@@ -36,3 +40,12 @@ def show_result(run: Run, seconds: float, as_json: bool) -> None:
     print(f'  lightwell generate {run.path} "..."     let it go on from your words')
     print(f"  lightwell runs {run.path}               the loss curve")
     print(f'  lightwell trace {run.path} --text "..." what it does inside')
+
+
+def said_of_prediction(predicted: dict[str, float | None]) -> str | None:
+    """A sentence that compares the prediction made before the first step with the outcome; None if none was made."""
+    bits, off = predicted["bits_per_byte"], predicted["off"]
+    if bits is None or off is None:
+        return None
+    side = "above" if off > 0 else "below"
+    return f"Predicted before the first step: {bits:.3f} bits per byte; the outcome is {abs(off):.1%} {side} that."

@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from lightwell.cli.common import JSON, color_on, make_app, show_json
+from lightwell.cli.result import said_of_prediction
 from lightwell.errors import AnswerIsNo
 
 app = make_app()
@@ -52,6 +53,9 @@ def runs(
         print("No runs in ./runs yet. Make one: lightwell pretrain TEXT --minutes 5")
     else:
         print_rows(rows)
+        for row in rows if run else ():
+            if (said := said_of_prediction(row["predicted"])) is not None:
+                print(f"{row['name']}: {said}")
         if run:
             print_curves(run)
 

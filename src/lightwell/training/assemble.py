@@ -16,7 +16,7 @@ from lightwell.errors import UserError
 from lightwell.evaluation.loss import evaluate_stream
 from lightwell.evaluation.report import Evaluation
 from lightwell.model.build import GPT
-from lightwell.model.count import flops_per_token
+from lightwell.model.count import flops_per_token, parameters
 from lightwell.model.gpt2 import GPT2
 from lightwell.model.init import initialise
 from lightwell.model.modern import Modern
@@ -38,6 +38,8 @@ from lightwell.training.step import to
 
 EVALUATIONS = 10  # over a run, unless the config says otherwise
 EVALUATION_SHARE = 0.01  # tokens of each of them, as a share of all tokens trained on
+OUTCOME_SHARE, OUTCOME_TOKENS = 0.06, 8192  # tokens of the measurement at the end, and the least of them
+SLOW_DISK, SLOW_MEMORY = 2e8, 5e9  # bytes per second
 
 
 def assemble(
@@ -55,11 +57,13 @@ def assemble(
     stop: Callable[[], str | None] = lambda: None,
     began: float | None = None,
     peak_flops: float | None = None,
+    step_seconds: float | None = None,
 ) -> Training:
     """A Training ready to `run`. `config` has nothing left to decide but the number of steps.
 
     checkpoint: go on from there. weights: begin with these instead of random ones. extend_steps: add so many steps to
-    a finished run. Raises UserError if the batch cannot be shared equally, or the run cannot be extended.
+    a finished run. step_seconds: of one step, where that was measured already.
+    Raises UserError if the batch cannot be shared equally, or the run cannot be extended.
     """
     model_config = config.model.complete(dataset.tokenizer.vocab_size)
     model = new_model(model_config, config, device)
@@ -79,14 +83,16 @@ def assemble(
     saver = Saver(run, replicas, optimizer, config.checkpoint, world, record, about, observers)
     pace = Pace(config.budget, config.schedule, tokens_per_step, began=began, world=world)
     if checkpoint is None:
-        first = batches.batch(0, world.rank, world.size)
-        pace.step_seconds = world.agree(time_a_step(replicas, optimizer, first, micro_batch_size, device))
+        if step_seconds is None or world.size > 1:
+            first = batches.batch(0, world.rank, world.size)
+            step_seconds = time_a_step(replicas, optimizer, first, micro_batch_size, device)
+        pace.step_seconds = world.agree(step_seconds)
     else:
         saver.load(checkpoint, state)
         pace.step_seconds = max(state.seconds, 1e-3) / max(state.step, 1)
         if changes := differences(checkpoint.manifest.get("environment", now), now):
             record.add_event(state.step, "environment_changed", {"changes": changes, "bit_exact": False})
-    pace.reserve = reserve_seconds(config, pace, len(dataset.val))
+    pace.reserve = reserve_seconds(config, pace, len(dataset.val), parameters(model_config)["total"])
     pace.begin(state)
     if extend_steps is not None:
         pace.extend(state, extend_steps)
@@ -177,9 +183,18 @@ def time_a_step(
     return fastest
 
 
-def reserve_seconds(config: RunConfig, pace: Pace, n_val: int) -> float:
-    """Time to keep for what follows the last step of a run of minutes: the last evaluation (a third of training's
-    products for each of its tokens) and the save."""
-    expected_steps = int(60 * (config.budget.minutes or 0) / pace.step_seconds)
-    tokens = cadence(config, expected_steps, pace.step_seconds, pace.tokens_per_step)["eval_tokens"]
-    return 1.0 + 0.4 * pace.step_seconds / pace.tokens_per_step * min(tokens, n_val)
+def outcome_tokens(steps: int, tokens_per_step: int) -> int:
+    """How many held-out tokens the measurement at the end may look at."""
+    return max(OUTCOME_TOKENS, int(OUTCOME_SHARE * steps * tokens_per_step))
+
+
+def reserve_seconds(config: RunConfig, pace: Pace, n_val: int, n_parameters: int) -> float:
+    """Time to keep for what follows the last step of a run of minutes: the last evaluations (a third of training's
+    products for each token), the save, reading it back, and a sample of 120 tokens, which reads each weight as often.
+    """
+    steps = int(60 * (config.budget.minutes or 0) / pace.step_seconds)
+    tokens = min(n_val, outcome_tokens(steps, pace.tokens_per_step))
+    tokens += cadence(config, steps, pace.step_seconds, pace.tokens_per_step)["eval_tokens"]
+    weights = 4 * n_parameters
+    files = 2 * 3 * weights / SLOW_DISK + 120 * weights / SLOW_MEMORY
+    return 1.5 + files + 0.4 * pace.step_seconds / pace.tokens_per_step * tokens

@@ -1,8 +1,10 @@
 """How many steps a run has: from its budget, and for a budget of minutes from how fast steps turn out to be.
 
 The number of steps is a decision, taken before the first step and re-planned, while the rate has not begun to fall,
-whenever a further twentieth of the time has passed: the learning rate depends on where the end is. A finished run may
-be extended: the new steps then have a schedule of their own, and what was decayed is not repeated.
+whenever a further twentieth of the time has passed: the learning rate depends on where the end is. Once the rate falls
+the end stays, unless the run would miss its minutes by more than TOLERANCE: then the rest of the decay is stretched or
+shortened, from the rate that it has. A finished run may be extended: the new steps then have a schedule of their own,
+and what was decayed is not repeated.
 """
 
 from __future__ import annotations
@@ -13,10 +15,12 @@ import time
 from lightwell.config.run import BudgetSection, ScheduleSection
 from lightwell.errors import UserError
 from lightwell.runtime.world import World
-from lightwell.training.schedule import decay_begin, extension, lr_scale, warmup_length
-from lightwell.training.state import TrainState
+from lightwell.training.schedule import Bend, decay_begin, decay_done, extension, lr_scale, warmup_length
+from lightwell.training.state import Decision, TrainState
 
 REPLAN_EVERY = 0.05  # of the minutes
+TOLERANCE = 0.02  # of the minutes: a miss for which an end is moved though the rate has begun to fall
+RECENT = 4  # re-plannings: speed is measured since the one so long ago, which has evaluations and saves in it
 
 
 class Pace:
@@ -43,7 +47,7 @@ class Pace:
         self.began = time.perf_counter() if began is None else began
         self.world = world or World()
         self.before = 0.0  # seconds of earlier sittings
-        self._first: tuple[int, float] | None = None  # step and time from which speed is measured
+        self._marks: list[tuple[int, float]] = []  # step and time, from the oldest of which speed is measured
         self._resumed = False
 
     def begin(self, state: TrainState) -> None:
@@ -84,11 +88,13 @@ class Pace:
 
     def lr_scale(self, state: TrainState, step: int) -> float:
         """The share of the peak rate with which step number `step` (from 0) is made."""
-        last = _last(state)
+        return self._scale(_in_force(state, step), step)
+
+    def _scale(self, last: Decision, step: int) -> float:
         if last["kind"] == "extended":
             begin = last["begin"]
             return lr_scale(step - begin, last["steps"] - begin, extension(self.schedule), last["warmup"])
-        return lr_scale(step, last["steps"], self.schedule, last["warmup"])
+        return lr_scale(step, last["steps"], self.schedule, last["warmup"], _bend(last))
 
     def elapsed(self) -> float:
         """Seconds that the run has taken so far, over all sittings."""
@@ -98,27 +104,36 @@ class Pace:
         return (self.steps(state) - state.step) * self.step_seconds
 
     def replan(self, state: TrainState) -> None:
-        """After a step: measure, and move the end if the time says so and the rate may still be told.
+        """After a step: measure, and move the end if the time says so.
 
         The warm-up stays as first decided, so that a new end never changes a rate of the past. A run that was resumed
         keeps its end: time that passed in between is no measure.
         """
         now = time.perf_counter()
-        if self._first is None:
-            self._first = (state.step, now)  # the first step warms up caches and is not typical
+        if not self._marks:
+            self._marks = [(state.step, now)]  # the first step warms up caches and is not typical
             return
-        self.step_seconds = (now - self._first[1]) / max(1, state.step - self._first[0])
+        step, since = self._marks[0]
+        self.step_seconds = (now - since) / max(1, state.step - step)
         if self._resumed or not self.budget.minutes:
             return
         due = self.elapsed() >= self._planned + REPLAN_EVERY * 60 * self.budget.minutes
         if not self.world.any(due):  # clocks differ: whoever finds it due makes it so for all
             return
         self._planned = self.elapsed()
+        self._marks = [*self._marks, (state.step, now)][-RECENT:]
         last = _last(state)
         steps = self.world.agree(self._steps_now(state))
-        movable = decay_begin(min(steps, last["steps"]), self.schedule, last["warmup"])
-        if state.step < movable and steps != last["steps"]:
-            state.decide("steps", steps=steps, warmup=last["warmup"])
+        if last["kind"] != "steps" or steps == last["steps"]:
+            return
+        warmup = last["warmup"]
+        if state.step < decay_begin(min(steps, last["steps"]), self.schedule, warmup):
+            state.decide("steps", steps=steps, warmup=warmup)
+            return
+        missed = self.world.agree(abs(steps - last["steps"]) * self.step_seconds)
+        if missed > TOLERANCE * 60 * self.budget.minutes and state.step < last["steps"]:
+            done = decay_done(state.step - 1, last["steps"], self.schedule, warmup, _bend(last))
+            state.decide("steps", steps=steps, warmup=warmup, bend=state.step, decay_done=done)
 
     def _steps_now(self, state: TrainState) -> int:
         if self.budget.steps:
@@ -129,7 +144,17 @@ class Pace:
         return state.step + max(1, math.floor(seconds / self.step_seconds))
 
 
-def _last(state: TrainState) -> dict[str, int]:
+def _last(state: TrainState) -> Decision:
     decision = state.decided("steps", "extended")
     assert decision is not None, "begin() was not called"
     return decision
+
+
+def _in_force(state: TrainState, step: int) -> Decision:
+    """The decision by which step number `step` is made: of those taken up to then, the last."""
+    ends = [decision for decision in state.decisions if decision["kind"] in ("steps", "extended")]
+    return next((decision for decision in reversed(ends) if decision["step"] <= step), ends[0])
+
+
+def _bend(decision: Decision) -> Bend | None:
+    return Bend(decision["bend"], decision["decay_done"]) if "bend" in decision else None

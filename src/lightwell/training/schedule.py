@@ -2,18 +2,30 @@
 
 `wsd` is warm-up, stable, decay (Hu et al. 2024, MiniCPM; Hägele et al. 2024): the end may be moved until the decay
 begins. `cosine` is GPT-3's (Loshchilov and Hutter 2017; Brown et al. 2020), `constant` stays after the warm-up.
+An end that must be moved later, since the minutes would be missed, makes the rest of the decay steeper or flatter.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from lightwell.config.run import ScheduleSection
 
 EXTENSION_WARMUP = 0.01  # share of the new steps over which the rate of an extended run rises again
 
 
-def lr_scale(step: int, steps: int, schedule: ScheduleSection, warmup_steps: int | None = None) -> float:
+@dataclass(frozen=True)
+class Bend:
+    """The decay was at `done` (0 to 1) when its end was moved at `step`; from there it goes to the new end."""
+
+    step: int
+    done: float
+
+
+def lr_scale(
+    step: int, steps: int, schedule: ScheduleSection, warmup_steps: int | None = None, bend: Bend | None = None
+) -> float:
     """Share of the peak rate for step number `step` (from 0) of `steps`.
 
     warmup_steps: fixed when the number of steps was first decided, so that moving the end leaves the past unchanged;
@@ -22,14 +34,17 @@ def lr_scale(step: int, steps: int, schedule: ScheduleSection, warmup_steps: int
     warmup = warmup_length(steps, schedule) if warmup_steps is None else warmup_steps
     if step < warmup:
         return (step + 1) / (warmup + 1)
-    if schedule.name == "constant":
-        return 1.0
-    begin = decay_begin(steps, schedule, warmup)
-    if step < begin:
-        return 1.0
-    done = (step - begin + 1) / (steps - begin + 1)  # never 0 nor 1: every step of the decay does something
+    done = decay_done(step, steps, schedule, warmup, bend)
     left = 1 - done if schedule.name == "wsd" else 0.5 * (1 + math.cos(math.pi * done))
     return schedule.final + (1 - schedule.final) * left
+
+
+def decay_done(step: int, steps: int, schedule: ScheduleSection, warmup_steps: int, bend: Bend | None = None) -> float:
+    """The share of the decay that is done with step number `step`: 0 before it, never 1 within the run."""
+    begin, done = (bend.step, bend.done) if bend else (decay_begin(steps, schedule, warmup_steps), 0.0)
+    if step < begin:
+        return done
+    return done + (1 - done) * (step - begin + 1) / (steps - begin + 1)  # every step of the decay does something
 
 
 def warmup_length(steps: int, schedule: ScheduleSection) -> int:
