@@ -125,6 +125,14 @@ def test_the_stream_is_a_straight_line():
     assert additions[0].x == additions[1].x
 
 
+def test_what_every_block_reads_does_not_bend_the_stream():
+    """Rotary positions go into each block, but no gradient comes back from them."""
+    nodes = [Node(0, ()), Node(1, ()), *(Node(k, ("blocks", str(k))) for k in range(2, 6))]
+    stream = [(0, 2), (2, 3), (3, 4), (4, 5)]
+    places = pack(arrange(nodes, [*stream, *((1, k) for k in range(2, 6))], marked=set(stream)))
+    assert len({places[f"/blocks/{k}"].x for k in range(2, 6)}) == 1
+
+
 def test_blocks_that_are_alike_share_their_arrangement():
     nodes, edges = transformer(12)
     root = arrange(nodes, edges)

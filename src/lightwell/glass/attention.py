@@ -21,7 +21,7 @@ def attention_scores(
     """
     if dropout_p > 0:
         raise TraceError(
-            f"expected attention without dropout inside of the kernel, got dropout_p={dropout_p}",
+            f"expected attention without dropout inside of the kernel, got dropout_p={dropout_p}.",
             "Trace with open_attention=True, which runs attention in parts, or with dropout off.",
         )
     scores = q @ k.mT * scale

@@ -166,7 +166,7 @@ class Call:
             return tensors_of(call.op(*call.args, **call.kwargs))
         except (RuntimeError, NotImplementedError) as error:
             raise TraceError(
-                f"expected {self.op} to run again with its captured inputs, got: {error}",
+                f"expected {self.op} to run again with its captured inputs, got: {error}.",
                 "The operation is shown with its captured values only.",
             ) from error
 

@@ -61,10 +61,10 @@ def trace(level: Level = "dissect", *, memory_limit_bytes: int | None = None, op
     """
     if level not in get_args(Level):
         raise TraceError(
-            f"expected level 'dissect' or 'snapshot', got {level!r}", "Statistics during training are the pulse."
+            f"expected level 'dissect' or 'snapshot', got {level!r}.", "Statistics during training are the pulse."
         )
     if memory_limit_bytes is not None and memory_limit_bytes < 0:
-        raise TraceError(f"expected memory_limit_bytes of 0 or more, got {memory_limit_bytes}")
+        raise TraceError(f"expected memory_limit_bytes of 0 or more, got {memory_limit_bytes}.")
     if memory_limit_bytes is None and level == "snapshot":
         memory_limit_bytes = SNAPSHOT_BYTES
     return Recorder(level, memory_limit_bytes, open_attention)
@@ -101,7 +101,9 @@ class Recorder:
 
     def __enter__(self) -> Trace:
         if Recorder._open is not None:
-            raise TraceError("expected no other trace to be open, got one inside another", "Close the outer one first.")
+            raise TraceError(
+                "expected no other trace to be open, got one inside another.", "Close the outer one first."
+            )
         Recorder._open = self
         self._thread = threading.get_ident()
         with ExitStack() as stack:

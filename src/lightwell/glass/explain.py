@@ -143,9 +143,9 @@ def explain(
     Raises TraceError where there is no gradient to explain, saying why.
     """
     if depth < 1 or top < 1:
-        raise TraceError(f"expected depth and top of 1 or more, got depth={depth}, top={top}")
+        raise TraceError(f"expected depth and top of 1 or more, got depth={depth}, top={top}.")
     if language not in languages():
-        raise TraceError(f"expected a language out of {', '.join(languages())}, got {language!r}")
+        raise TraceError(f"expected a language out of {', '.join(languages())}, got {language!r}.")
     question = _Question(trace, tensor, backward)
     value = question.value
     place = _place(value, index)
@@ -422,9 +422,9 @@ def _place(value: Value, index: Sequence[int] | int | None) -> Place | None:
     place = (index,) if isinstance(index, int) else tuple(int(i) for i in index)
     shape = list(value.shape)
     if len(place) != len(shape):
-        raise TraceError(f"expected an index of {len(shape)} numbers for a tensor of shape {shape}, got {place}")
+        raise TraceError(f"expected an index of {len(shape)} numbers for a tensor of shape {shape}, got {place}.")
     if any(not -n <= i < n for i, n in zip(place, shape)):
-        raise TraceError(f"expected an index inside the shape {shape}, got {place}")
+        raise TraceError(f"expected an index inside the shape {shape}, got {place}.")
     return tuple(i % n for i, n in zip(place, shape))
 
 
@@ -456,12 +456,12 @@ def _has_gradient(trace: Trace, value: Value, index: int) -> bool:
 
 def _require_passes(trace: Trace, backward: int | None) -> None:
     if not trace.passes:
-        raise TraceError("expected a backward pass in the traced block, got none", "Call loss.backward() inside it.")
+        raise TraceError("expected a backward pass in the traced block, got none.", "Call loss.backward() inside it.")
     failures = [p.failure for p in trace.passes if p.failure]
     if failures and all(p.failure for p in trace.passes):
-        raise TraceError(f"expected a backward pass that ended, got one that failed: {failures[-1]}")
+        raise TraceError(f"expected a backward pass that ended, got one that failed: {failures[-1]}.")
     if backward is not None and backward not in _passes(trace):
-        raise TraceError(f"expected one of the backward passes {_passes(trace)}, got {backward}")
+        raise TraceError(f"expected one of the backward passes {_passes(trace)}, got {backward}.")
 
 
 def _refuse(trace: Trace, value: Value, backward: int | None) -> None:
@@ -470,7 +470,7 @@ def _refuse(trace: Trace, value: Value, backward: int | None) -> None:
     roots = [root for p in trace.passes for root in p.roots]
     if any(root is value for root in roots):
         raise TraceError(
-            f"expected a tensor below the loss, got {value.title}, where backward began: its gradient is 1"
+            f"expected a tensor below the loss, got {value.title}, where backward began: its gradient is 1."
         )
     if not value.requires_grad:
         made = trace.operations[value.producer] if value.producer is not None else None
@@ -478,11 +478,11 @@ def _refuse(trace: Trace, value: Value, backward: int | None) -> None:
             f"made by {made.name} ({made.place}) outside the graph" if made is not None else "a leaf that asks for none"
         )
         raise TraceError(
-            f"expected a tensor with a gradient, got {value.title}: {how}",
+            f"expected a tensor with a gradient, got {value.title}: {how}.",
             "Set requires_grad_() before the forward pass, and keep detach() and no_grad() away from it.",
         )
     if not readers:
-        raise TraceError(f"expected {value.title} to take part in the loss, got a tensor that no operation read")
+        raise TraceError(f"expected {value.title} to take part in the loss, got a tensor that no operation read.")
     names = ", ".join(dict.fromkeys(f"{o.name} ({o.place})" for o in readers[:3]))
     which = "the loss" if backward is None else f"the root of backward pass {backward}"
-    raise TraceError(f"expected {value.title} to take part in the loss, got no path from {names} to {which}")
+    raise TraceError(f"expected {value.title} to take part in the loss, got no path from {names} to {which}.")

@@ -99,13 +99,19 @@ def _sum(e: Explanation) -> Iterator[str]:
     for term in e.terms:
         yield from _term(e, term, 1)
     if e.rest[0]:
-        yield "  " + say("explain.rest", e.language, count=e.rest[0], sum=figure(e.rest[1]))
+        yield "  " + say(_many("explain.rest", e.rest[0]), e.language, count=e.rest[0], sum=figure(e.rest[1]))
     if e.before:
         yield "  " + say("explain.before", e.language, value=figure(e.before))
     if len(e.readings) > 1:
         for reading in e.readings:
             where = _operation(reading.operation)
-            yield say("explain.reading", e.language, operation=where, value=figure(reading.value), count=reading.count)
+            key = _many("explain.reading", reading.count)
+            yield say(key, e.language, operation=where, value=figure(reading.value), count=reading.count)
+
+
+def _many(key: str, count: int) -> str:
+    """The key of the sentence for so many: one has a sentence of its own."""
+    return key if count != 1 else f"{key}_one"
 
 
 def _term(e: Explanation, term: Term, level: int) -> Iterator[str]:

@@ -213,4 +213,4 @@ def replay(trace: Trace, index: int, changed: Mapping[int, Callable[[Tensor], Te
         fresh |= {v.id: z for v, z in zip(operation.outputs, run_again(operation, inputs))}
         if result.id in fresh:
             return fresh[result.id]
-    raise TraceError(f"expected the changed values to reach {result.title}, got no path to it")
+    raise TraceError(f"expected the changed values to reach {result.title}, got no path to it.")

@@ -6,8 +6,9 @@ module each belongs to, and that blocks repeat. So:
 - Operations of a module that ran one after another are a *box*; boxes nest as modules do. A module called twice is two
   boxes. Time runs downwards, therefore no edge inside a box ever points up.
 - Inside a box a child's *layer* (row) is the longest path that leads to it.
-- Its *lane* (column) is handed on: of all that read a value, the one furthest down inherits its lane. In a residual
-  network that is the addition at the end of the branch: the stream is a straight line and branches stand beside it.
+- Its *lane* (column) is handed on: of all that read a value, the one furthest down inherits its lane, and before all
+  others those that a gradient came back from. In a residual network that is the addition at the end of the branch: the
+  stream is a straight line, branches stand beside it, and so does what every block reads but nobody learns.
 - An edge that passes over rows that are not its own runs in a *track* at the left of its box.
 - Boxes of the same structure are arranged once and share the arrangement.
 
@@ -17,7 +18,7 @@ script when somebody folds a box. Backward needs no layout: it is the mirror ima
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -174,13 +175,13 @@ def _arrange_box(root: Box, known: dict[object, tuple[int, Arrangement]]) -> Non
     """Arranges inner boxes before outer ones; a box whose children and links are those of a known one takes it over."""
     for box in reversed(boxes(root)):
         shape = tuple(child.number if isinstance(child, Box) else -child.height for child in box.children)
-        links = tuple(sorted(box.links))
+        links = tuple(sorted(box.links.items()))
         if (shape, links) not in known:
-            known[shape, links] = len(known), _arrangement(len(box.children), links)
+            known[shape, links] = len(known), _arrangement(len(box.children), dict(links))
         box.number, box.arrangement = known[shape, links]
 
 
-def _arrangement(n: int, links: Sequence[tuple[int, int]]) -> Arrangement:
+def _arrangement(n: int, links: Mapping[tuple[int, int], bool]) -> Arrangement:
     inner = [(a, b) for a, b in links if a >= 0 and b >= 0]
     before: list[list[int]] = [[] for _ in range(n)]
     after: list[list[int]] = [[] for _ in range(n)]
@@ -190,11 +191,15 @@ def _arrangement(n: int, links: Sequence[tuple[int, int]]) -> Arrangement:
     depth = [0] * n
     for child in range(n):
         depth[child] = 1 + max((depth[a] for a in before[child]), default=-1)
-    heir = [max(readers, key=lambda r: (depth[r], -r)) if readers else None for readers in after]
-    first = max((b for a, b in links if a == ENTRY and b >= 0), key=lambda b: (depth[b], -b), default=None)
+
+    def heir_of(source: int, readers: Iterable[int]) -> int | None:
+        return max(readers, key=lambda reader: (links[source, reader], depth[reader], -reader), default=None)
+
+    heir = [heir_of(child, readers) for child, readers in enumerate(after)]
+    first = heir_of(ENTRY, [b for a, b in links if a == ENTRY and b >= 0])
     cells = _cells(n, before, heir, first)
     layers = 1 + max((layer for layer, _ in cells), default=-1)
-    edges, tracks = _routed(links, cells, layers)
+    edges, tracks = _routed(list(links), cells, layers)
     return Arrangement(tuple(cells), edges, tracks, 1 + max((lane for _, lane in cells), default=-1), layers)
 
 

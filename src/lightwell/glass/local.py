@@ -53,7 +53,7 @@ class Local:
         if operation.name.startswith("AsStrided") and operation.outputs:
             return ViewAgain(operation, dtype)
         raise TraceError(
-            f"expected an operation that can be run again, got {operation.name}, a step of autograd's own",
+            f"expected an operation that can be run again, got {operation.name}, a step of autograd's own.",
             "Its gradients are shown as autograd gave them.",
         )
 
@@ -165,7 +165,7 @@ class LocalFunction(Local):
         except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
             dtype = next((str(x.dtype) for x in self.inputs.values()), "float64")
             raise TraceError(
-                f"expected {self.operation.name} to run again in {dtype}, got: {error}",
+                f"expected {self.operation.name} to run again in {dtype}, got: {error}.",
                 "Its gradients are shown as autograd gave them.",
             ) from error
 

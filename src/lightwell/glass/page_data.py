@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lightwell.glass import layout
+from lightwell.glass.noise import SAFETY
 from lightwell.glass.wording import say, section
 from lightwell.show.units import number, thousands
 
@@ -133,7 +134,7 @@ class PageData:
                 if row[way] is not None
             ]
             if row["noise_floor"] is not None and errors:
-                errors.append(self._say("error_floor", floor=f"{row['noise_floor']:.1e}"))
+                errors.append(self._say("error_floor", floor=f"{row['noise_floor']:.1e}", safety=SAFETY))
             found[row["operation_id"]] = (
                 row["verdict"],
                 "; ".join([*errors, *([row["reason"]] if row["reason"] else [])]),

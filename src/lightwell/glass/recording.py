@@ -185,7 +185,7 @@ class Operation:
     def kernel(self) -> Call:
         """The captured call, to be replayed. Raises TraceError if a value was not kept, or for other than a kernel."""
         if self.op is None:
-            raise TraceError(f"expected a kernel call, got {self.name}, which is a {self.kind}")
+            raise TraceError(f"expected a kernel call, got {self.name}, which is a {self.kind}.")
         args = tuple(_read(a) for a in self.args)
         kwargs = {name: _read(a) for name, a in self.kwargs.items()}
         return Call(self.op, args, kwargs, tuple(v.read() for v in self.outputs))

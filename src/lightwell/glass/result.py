@@ -131,11 +131,11 @@ class Trace:
         """Every value that this tensor had, oldest first: it has a new one after each write in place."""
         self.require_closed()
         if not isinstance(tensor, Tensor):
-            raise TraceError(f"expected a tensor, got {type(tensor).__name__}")
+            raise TraceError(f"expected a tensor, got {type(tensor).__name__}.")
         found = self._values.versions_of(tensor) or self._values.at(tensor)
         if not found:
             raise TraceError(
-                f"expected a tensor that the traced step used, got one of shape {list(tensor.shape)} that it did not",
+                f"expected a tensor that the traced step used, got one of shape {list(tensor.shape)} that it did not.",
                 "Run forward and backward with it inside the `with lightwell.trace()` block.",
             )
         return found
@@ -203,7 +203,9 @@ class Trace:
     def require_closed(self) -> None:
         """Raises TraceError inside the `with` block."""
         if not self.closed:
-            raise TraceError("expected the trace to be closed, got a question inside its block", "Ask after the block.")
+            raise TraceError(
+                "expected the trace to be closed, got a question inside its block.", "Ask after the block."
+            )
 
     def __str__(self) -> str:
         if not self.closed:

@@ -51,7 +51,7 @@ def masked_select(dz, x, *, mask):
 def _without_reduce(reduce: str | None) -> None:
     if reduce is not None:
         raise TraceError(
-            f"expected scatter without a reduction, which has a derivative, got reduce={reduce!r}",
+            f"expected scatter without a reduction, which has a derivative, got reduce={reduce!r}.",
             "PyTorch gives it no gradient either; use scatter_add or scatter_reduce.",
         )
 

@@ -179,7 +179,7 @@ def unfolded(dz, x, *, call):
 def strided(dz, x, *, call):
     if not x.is_contiguous() or x.storage_offset():
         raise TraceError(
-            "expected as_strided of a tensor that lies in its own memory without gaps, got a view of another one",
+            "expected as_strided of a tensor that lies in its own memory without gaps, got a view of another one.",
             "Its result depends on numbers outside of its argument; use slicing, transposing or unfold.",
         )
     return carried_back([dz], call)

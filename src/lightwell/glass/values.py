@@ -137,18 +137,20 @@ class Value:
         return self.dtype.is_floating_point or self.dtype.is_complex
 
     def read(self) -> Tensor:
-        """The content, outside any graph. Raises TraceError where it was not kept or has been written over since."""
+        """The content, outside any graph. Raises TraceError where it was not kept, was written over since, or has none."""
         content = self._content
         if content is None:
             raise TraceError(
-                f"expected the numbers of {self.title}, got {self.kept}: they were beyond the trace's memory limit",
+                f"expected the numbers of {self.title}, got {self.kept}: they were beyond the trace's memory limit.",
                 "Raise memory_limit_bytes, or trace with level='dissect'.",
             )
         if self._version is not None and _version_of(content) != self._version:
             raise TraceError(
-                f"expected {self.title} as it was in the traced step, got a tensor written over in place since then",
+                f"expected {self.title} as it was in the traced step, got a tensor written over in place since then.",
                 "Ask before the optimizer's step, or put the step inside the trace.",
             )
+        if content.is_meta:
+            raise TraceError(f"expected the numbers of {self.title}, got a tensor on the meta device, which has none.")
         return content.detach()
 
     @property

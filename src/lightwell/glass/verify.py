@@ -129,7 +129,7 @@ def verify(
     """
     trace.require_closed()
     if not trace.passes:
-        raise TraceError("expected a backward pass in the traced block, got none", "Call loss.backward() inside it.")
+        raise TraceError("expected a backward pass in the traced block, got none.", "Call loss.backward() inside it.")
     check = _Check(trace, differences, language)
     tasks = list(check.tasks(whole))
     ends = None if seconds is None else time.monotonic() + seconds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from lightwell.glass.noise import SAFETY
 from lightwell.glass.verify import Row, Verification
 from lightwell.glass.wording import say
 from lightwell.show.table import draw_table
@@ -32,7 +33,7 @@ def text(v: Verification) -> str:
 def _sentence(row: Row, language: str) -> str:
     error, noise = (("-" if x is None else f"{x:.1e}") for x in (row.error, row.noise_floor))
     place = " ".join(part for part in (row.module, _line(row)) if part)
-    return say("verify.row", language, operation=row.operation, place=place, error=error, noise=noise)
+    return say("verify.row", language, operation=row.operation, place=place, error=error, noise=noise, safety=SAFETY)
 
 
 def _cells(row: Row) -> list[object]:

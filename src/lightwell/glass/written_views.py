@@ -34,7 +34,7 @@ class Window:
     def between(cls, base: Value, view: Value) -> Window:
         whole, part = base.source, view.source
         if whole is None or part is None:
-            raise TraceError("expected a view and its base, got values whose tensors were not kept")
+            raise TraceError("expected a view and its base, got values whose tensors were not kept.")
         numbers = torch.arange(whole.numel(), device=whole.device).reshape(whole.shape)
         laid_out = torch.empty_strided(whole.shape, whole.stride(), dtype=torch.int64, device=whole.device)
         offset = int(part.storage_offset()) - int(whole.storage_offset())
@@ -54,7 +54,7 @@ class WrittenView(Local):
     def __init__(self, operation: Operation, dtype: torch.dtype) -> None:
         owner, values = operation.owner, operation.inputs
         if owner is None or owner.kind != "kernel" or BASE not in values or (0,) not in owner.inputs:
-            raise TraceError(f"expected a write through a view, got {operation.name} without its kernel")
+            raise TraceError(f"expected a write through a view, got {operation.name} without its kernel.")
         self.dtype, self.kernel = dtype, LocalKernel(owner, dtype)
         self.source = self.kernel.source
         self.window = Window.between(values[BASE], owner.inputs[(0,)])
@@ -90,7 +90,7 @@ class ViewAgain(Local):
 
     def __init__(self, operation: Operation, dtype: torch.dtype) -> None:
         if BASE not in operation.inputs:
-            raise TraceError(f"expected a view made again, got {operation.name} without its base")
+            raise TraceError(f"expected a view made again, got {operation.name} without its base.")
         self.window = Window.between(operation.inputs[BASE], operation.outputs[0])
         self.dtype, self.inputs = dtype, {BASE: operation.inputs[BASE].read().to(dtype)}
         self.outputs = self.replay({})

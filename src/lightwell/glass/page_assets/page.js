@@ -165,7 +165,7 @@ const around = (x1, y1, x2, y2, x) => `M${x1} ${y1}v4Q${x1} ${y1 + 10} ${(x1 + x
   + `Q${x} ${y2 - 10} ${(x2 + x) / 2} ${y2 - 10}T${x2} ${y2 - 4}V${y2}`;
 
 const cut = (text, most) => text.length > most ? text.slice(0, most - 1) + "…" : text;
-const box_count = index => say("operations", { n: D.boxes[index].count });
+const box_count = index => say(D.boxes[index].count === 1 ? "operation_one" : "operations", { n: D.boxes[index].count });
 const box_words = index => D.boxes[index].words + " " + box_count(index);
 
 /* ---- moving about ---- */
