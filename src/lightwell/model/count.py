@@ -17,6 +17,7 @@ import sys
 from dataclasses import dataclass
 
 from lightwell.config.gpt import GPTConfig, ModelConfig
+from lightwell.model.attention import NARROW
 from lightwell.model.checks import known_vocab_size
 from lightwell.model.loss import piece_rows
 
@@ -211,6 +212,8 @@ def _kept_by_attention(s: _Sizes, T: int, dtype_bytes: int, dropping: bool, devi
         # tokens the weight, whether it is dropped, and the product of both; in float32 in any case.
         return kept + FLOAT32 * (3 * q + 3 * s.H * T + (0 if half or s.is_gpt2 else q + 2 * kv))
     kept += FLOAT32 * s.H  # the fused kernel keeps the logarithm of each softmax's denominator
+    if half and device == "cpu" and T <= NARROW:  # its inputs and its output, in float32
+        return kept + FLOAT32 * (2 * q + 2 * kv)
     return kept + dtype_bytes * (q + 2 * kv + (0 if s.is_gpt2 else q + kv))  # split; rotated queries and keys
 
 
