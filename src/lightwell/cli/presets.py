@@ -36,6 +36,7 @@ def presets(
         if json:
             show_json(rows)
             return
+        print("Memory is that of a training step in float32. What a key costs is against its smallest value.\n")
         for row in rows:
             print(f"{row['key']} = {row['value']}\n  {row['meaning']}")
             print(f"  Costs: {row['cost']}\n  Doubled: {row['doubled']}\n")
