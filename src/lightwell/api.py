@@ -65,7 +65,8 @@ Text = str | Path | Sequence[str | Path]
 Say = Callable[[str], None]
 Progress = Callable[[int, int | None, str], None]
 DEFAULT_MINUTES = 10.0
-PULSES = 50  # measurements of every layer over a run
+PULSES = 50  # measurements of every layer over a run, or fewer:
+PULSE_SHARE = 0.02  # of its time at most, unless it was said how often
 SNAPSHOTS = "snapshots"  # of a run's folder: whole steps to look at, if they were asked for
 
 
@@ -455,11 +456,11 @@ def train_run(
             extend_steps=extend_steps, observers=observers, stop=stop, began=began, peak_flops=peak_flops,
             step_seconds=step_seconds,
         )  # fmt: skip
-        pulse_every = config.glass.pulse_every
+        pulse_every, pulse_share = config.glass.pulse_every, None
         if pulse_every is None:
-            pulse_every = max(10, training.pace.steps(training.state) // PULSES)
+            pulse_every, pulse_share = max(10, training.pace.steps(training.state) // PULSES), PULSE_SHARE
         if pulse_every and world.is_main and training.replicas.kind != "sharded":
-            pulse = Pulse(database.add_layers, pulse_every, autocast=device.autocast)
+            pulse = Pulse(database.add_layers, pulse_every, autocast=device.autocast, share=pulse_share)
             observers = training.observers = [*observers, pulse]
         if config.glass.snapshot_every and world.is_main and training.replicas.kind != "sharded":
             snapshot = Snapshot(

@@ -1,5 +1,6 @@
 """The pulse: what it says is what is there, and a watched run is the run that nobody watched, bit for bit."""
 
+import itertools
 import math
 from types import SimpleNamespace
 
@@ -290,3 +291,29 @@ def test_random_streams_and_buffers_are_put_back():
         assert not torch.equal(model.running_mean, before)
     assert torch.equal(model.running_mean, before)
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_measuring_takes_no_more_than_its_share(monkeypatch):
+    """On a clock of its own: a step takes 1 s, measuring it 0.5 s."""
+    clock = [0.0]
+    monkeypatch.setattr(pulses.time, "perf_counter", lambda: clock[0])
+    rows = []
+    pulse = Pulse(lambda step, values: rows.append(step), every=1, share=0.05)
+    monkeypatch.setattr(Pulse, "_begin", lambda self, step, model, batch: clock.__setitem__(0, clock[0] + 0.5))
+    taken = []
+    for step in range(1, 401):
+        if pulse.wants(step):
+            taken.append(step)
+            pulse.before_forward(None, None)
+        clock[0] += 1.0
+    assert taken[: pulses.FREE] == [1, 2, 3, 4]  # enough for a diagnosis, however long it takes
+    assert 0.03 < 0.5 * len(taken) / clock[0] < 0.055
+    assert max(b - a for a, b in itertools.pairwise(taken[4:])) <= 11
+
+
+def test_without_a_share_every_step_that_is_due_is_measured(monkeypatch):
+    monkeypatch.setattr(Pulse, "_begin", lambda *_: None)
+    pulse = Pulse(lambda step, values: None, every=5)
+    assert [step for step in range(1, 31) if pulse.wants(step) or pulse.before_forward(None, None)] == [
+        1, 5, 10, 15, 20, 25, 30,
+    ]  # fmt: skip

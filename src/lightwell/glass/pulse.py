@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,6 +45,7 @@ SHARE = 0.01  # of training time that replays may take, by the count of tokens
 SAMPLE = 1 << 16  # elements of a parameter from which its update is measured
 WINDOW = 4  # pulses over which a unit must be dead to be called so
 SHORTEST = 16  # tokens
+FREE = 4  # measurements that are made however long they take: a diagnosis needs some
 
 
 class Pulse(Observer):
@@ -52,6 +54,8 @@ class Pulse(Observer):
     loss_of     (model, ids, targets) -> mean loss with its graph, run on a part of the batch's rows and tokens
     logits_of   (model, ids) -> the model's answers
     autocast    the context in which training runs its forward passes
+    share       of the time of training that measuring may take: after the first few, a step that is due is left out
+                while more than that was spent (a small model is measured in the time of a step); None: no limit
     on_trouble  told, in a sentence, when a replay had to be left out
 
     A batch has `ids` and `targets` of shape (B, T). Without memory for a replay its rows are left out and training goes
@@ -66,6 +70,7 @@ class Pulse(Observer):
         loss_of: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None,
         logits_of: Callable[[nn.Module, Tensor], Tensor] | None = None,
         autocast: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+        share: float | None = None,
         on_trouble: Callable[[str], None] = lambda sentence: None,
     ) -> None:
         self.write = write
@@ -73,22 +78,30 @@ class Pulse(Observer):
         self.loss_of = loss_of or mean_loss
         self.logits_of = logits_of or (lambda model, ids: model(ids))
         self.autocast = autocast
+        self.share = share
         self.on_trouble = on_trouble
-        self._step: int | None = None  # the step that is wanted now, and is measured if it is due
+        self._step: int | None = None  # the step that is wanted now
+        self._measure = False  # whether it is measured
+        self._began: float | None = None
+        self._spent, self._taken = 0.0, 0  # seconds, measured steps
         self._open: _Open | None = None
         self._alive: dict[str, deque[Tensor]] = {}
 
     def wants(self, step: int) -> bool:
         """A step that is due, and the step after it, before which the update of the first can be seen."""
-        self._step = step
-        return self._due(step) or self._open is not None
+        self._step, self._measure = step, self._due(step)
+        return self._measure or self._open is not None
 
     def before_forward(self, model: nn.Module, batch: Any) -> None:
-        self._close(model)
-        if self._step is None or not self._due(self._step):
-            return
+        with self._timed():
+            self._close(model)
+            if self._step is not None and self._measure:
+                self._taken += 1
+                self._begin(self._step, model, batch)
+
+    def _begin(self, step: int, model: nn.Module, batch: Any) -> None:
         parameters = dict(model.named_parameters())
-        here = self._open = _Open(self._step)
+        here = self._open = _Open(step)
         if not any(_is_spread(p) for p in parameters.values()):
             device = next(iter(parameters.values())).device
             here.ids, here.targets = self._part(batch.ids).to(device), self._part(batch.targets).to(device)
@@ -100,8 +113,11 @@ class Pulse(Observer):
 
     def after_backward(self, model: nn.Module) -> None:
         here = self._open
-        if here is None or here.step != self._step:
-            return
+        if here is not None and here.step == self._step:
+            with self._timed():
+                self._gradients(model, here)
+
+    def _gradients(self, model: nn.Module, here: _Open) -> None:
         gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
         rms = _rms_of(gradients)
         here.values |= {(name, "gradient_rms"): value for name, value in rms.items()}
@@ -114,7 +130,16 @@ class Pulse(Observer):
         self._close(None)
 
     def _due(self, step: int) -> bool:
-        return self.every > 0 and (step == 1 or step % self.every == 0)
+        now = time.perf_counter()
+        self._began = self._began or now
+        dear = self.share is not None and self._spent > self.share * (now - self._began)
+        return self.every > 0 and (step == 1 or step % self.every == 0) and (self._taken < FREE or not dear)
+
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self._spent += time.perf_counter() - began
 
     def _close(self, model: nn.Module | None) -> None:
         """Now that its update has happened: finish the open step and hand its rows on."""

@@ -137,7 +137,7 @@ class Value:
         return self.dtype.is_floating_point or self.dtype.is_complex
 
     def read(self) -> Tensor:
-        """The content, outside any graph. Raises TraceError where it was not kept, was written over since, or has none."""
+        """The content, outside any graph. Raises TraceError where it was not kept, or was written over since."""
         content = self._content
         if content is None:
             raise TraceError(
