@@ -36,6 +36,10 @@ def ours(folder: Path, prompt: list[int], new_tokens: int, threads: int, weights
         from lightwell.generation.quantize import quantize
 
         model = quantize(model, weights)
+    else:
+        from lightwell.generation.layout import lay_out
+
+        lay_out(model)
     engine = Engine(model, BytesTokenizer())
     times, ids = [], []
     for _ in range(3):

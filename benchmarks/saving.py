@@ -20,7 +20,7 @@ from pathlib import Path
 
 import common
 
-SHAPE = ("model.emb_dim=256", "model.n_layers=4", "model.n_heads=4", "model.context_length=256", "train.batch_size=16")
+SHAPE = ("model.emb_dim=128", "model.n_layers=4", "model.n_heads=4", "model.context_length=128", "train.batch_size=16")
 NEVER = 10**9
 
 

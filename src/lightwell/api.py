@@ -16,7 +16,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,8 +42,7 @@ from lightwell.model.count import parameters
 from lightwell.model.gpt2 import GPT2
 from lightwell.model.modern import Modern
 from lightwell.planner.choose import Choice, bytes_to_read, choose, choose_vocab_size
-from lightwell.planner.predict import SAMPLE_BYTES, difficulty
-from lightwell.planner.predict import Text as PlannedText
+from lightwell.planner.text import describe as describe_text
 from lightwell.runtime.device import Device, choose_device
 from lightwell.runtime.observer import Observer
 from lightwell.runtime.peak import measure_peak_flops
@@ -65,6 +63,7 @@ Text = str | Path | Sequence[str | Path]
 Say = Callable[[str], None]
 Progress = Callable[[int, int | None, str], None]
 DEFAULT_MINUTES = 10.0
+TYPICAL_VOCAB_SIZE = 1024  # of a tokenizer that does not exist yet
 PULSES = 50  # measurements of every layer over a run, or fewer:
 PULSE_SHARE = 0.02  # of its time at most, unless it was said how often
 SNAPSHOTS = "snapshots"  # of a run's folder: whole steps to look at, if they were asked for
@@ -107,6 +106,12 @@ class Run:
         from lightwell.generation.quantize import quantize
 
         self.model = quantize(self.model, kind)
+
+    def only_write(self) -> None:
+        """Lay the weights out for generation: faster on a CPU, with the last bit of other results not the same."""
+        from lightwell.generation.layout import lay_out
+
+        lay_out(self.model)
 
     @property
     def step(self) -> int:
@@ -346,7 +351,7 @@ def begin_run(
 ) -> dict[str, Any]:
     """Prepare the data, decide what is still open, make the run's folder; what training needs of that, as JSON."""
     peak = measure_peak_flops(device)
-    dataset = open_or_prepare(asked.text, path, config, parent, peak, say, progress)
+    dataset = open_or_prepare(asked.text, path, config, device, parent, peak, say, progress)
     choice = plan_run(config, dataset, device, parent, peak, began)
     for reason in choice.reasons:
         say(reason)
@@ -542,6 +547,7 @@ def open_or_prepare(
     text: list[Path | str] | None,
     run: Path,
     config: RunConfig,
+    device: Device,
     parent: Run | None,
     peak: float,
     say: Say,
@@ -569,7 +575,8 @@ def open_or_prepare(
     vocab_size = None
     if tokenizer == "bpe":
         vocab_size = config.model.vocab_size or choose_vocab_size(n_bytes, seconds)
-    limit = config.data.limit_bytes or bytes_to_read(n_bytes, seconds, peak)
+    ids = vocab_size or config.model.vocab_size or TYPICAL_VOCAB_SIZE
+    limit = config.data.limit_bytes or bytes_to_read(config, n_bytes, ids, device, peak, seconds)
     if limit is not None and limit < n_bytes:
         say(f"Reading {limit / 1e6:,.0f} of {n_bytes / 1e6:,.0f} MB of text, chosen by the seed: enough for the time.")
     return prepare(
@@ -601,15 +608,6 @@ def plan_run(
     return choose(
         changed(config, model={"vocab_size": vocab_size}), vocab_size, describe_text(dataset), device, peak, seconds
     )
-
-
-def describe_text(dataset: Dataset) -> PlannedText:
-    """How much text there is to train on, and how hard it is: from samples at twenty places."""
-    stream = dataset.train
-    places = np.linspace(0, len(stream), 20, endpoint=False).astype(int)
-    length = SAMPLE_BYTES // 20 // 3  # tokens of about three bytes
-    sample = b"".join(dataset.tokenizer.decode_bytes(stream.read(int(p), int(p) + length).tolist()) for p in places)
-    return PlannedText(len(stream), difficulty(sample))
 
 
 def make_run_folder(path: Path) -> None:

@@ -1,0 +1,30 @@
+"""Weights in another order: the same numbers, the same model."""
+
+import copy
+
+import pytest
+import torch
+
+from lightwell.config.gpt import GPTConfig, ModernConfig
+from lightwell.generation.layout import lay_out
+from lightwell.model.build import GPT
+
+SIZES = {"vocab_size": 61, "context_length": 16, "emb_dim": 24, "n_heads": 3, "n_layers": 2}
+
+
+@pytest.mark.parametrize(
+    "config", [GPTConfig(**SIZES), ModernConfig(**SIZES, tie_embeddings=False)], ids=["gpt2", "modern"]
+)
+def test_the_numbers_stay_and_so_does_the_model(config):
+    model = GPT(config, torch.Generator().manual_seed(1)).double().eval()
+    twin = copy.deepcopy(model)
+    lay_out(model)
+    for (name, weight), (_, before) in zip(model.named_parameters(), twin.named_parameters(), strict=True):
+        assert torch.equal(weight, before), name
+        assert weight.requires_grad
+    assert model.blocks[0].mlp.up.weight.stride() == (1, model.blocks[0].mlp.up.weight.shape[0])
+    assert (model.head.weight is model.tok_emb.weight) == config.tie_embeddings
+    ids = torch.randint(61, (2, 9), generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(model(ids), twin(ids), rtol=1e-12, atol=1e-12)
+    model.load_state_dict(twin.state_dict())
+    assert torch.equal(model.head.weight, twin.head.weight)
