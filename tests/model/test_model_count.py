@@ -169,7 +169,7 @@ def most_allocated(run: Any) -> int:
 
 def step_bytes(estimate: dict[str, int]) -> int:
     """What comes and goes in a step, as tensors."""
-    return estimate["total"] - sum(estimate[part] for part in ("weights", "optimizer", "holes", "saving_copy"))
+    return estimate["total"] - sum(estimate[part] for part in ("weights", "optimizer", "fragmentation", "saving_copy"))
 
 
 LARGER: dict[str, tuple[dict[str, Any], int]] = {  # sizes, batch

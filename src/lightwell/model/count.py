@@ -26,7 +26,7 @@ FLOAT32 = 4  # bytes: weights, gradients, optimizer state, and what must be exac
 # What the C library holds but nobody uses. A step frees hundreds of blocks of many sizes and takes others in their
 # places; what does not fit leaves holes. Measured with glibc on x86-64, with its defaults and with freed memory kept,
 # on models of 0.9 to 124 million parameters: 0.2 to 0.5 of what comes and goes in a step.
-HOLES = 0.375 if sys.platform.startswith("linux") else 0.0
+FRAGMENTATION = 0.375 if sys.platform.startswith("linux") else 0.0
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def memory_bytes(
     pass begins. device: "cpu" or "cuda", whose kernels keep different things.
 
     Returns "weights", "gradients", "optimizer", "activations" (kept for the backward pass), "temporaries" (of the worst
-    moment), "holes" (held by the C library between blocks in use), "saving_copy" (what is being written to disk while
+    moment), "fragmentation" (held by the C library between blocks in use), "saving_copy" (what is being written to disk while
     training goes on), and "total": the peak. Gradients come as activations go, so it is less than the sum of the parts.
     """
     s = _sizes(config)
@@ -171,16 +171,16 @@ def memory_bytes(
         weights + _update_temporaries(config, optimizer, dtype_bytes),
     )
     activations = blocks + around + loss_kept
-    holes = int(HOLES * peak) if device == "cpu" else 0
+    fragmentation = int(FRAGMENTATION * peak) if device == "cpu" else 0
     return {
         "weights": weights,
         "gradients": weights,
         "optimizer": state,
         "activations": activations,
         "temporaries": max(0, peak - max(earlier + activations, weights)),
-        "holes": holes,
+        "fragmentation": fragmentation,
         "saving_copy": weights + state,
-        "total": weights + state + peak + holes + weights + state,
+        "total": weights + state + peak + fragmentation + weights + state,
     }
 
 
