@@ -31,13 +31,7 @@ from lightwell.training.replicas import Replicas
 from lightwell.training.schedule import lr_scale
 from lightwell.training.step import train_step
 
-SIZES = {  # layers x width: heads, context_length; as on the planner's ladder
-    "2x64": (2, 64),
-    "3x96": (3, 64),
-    "4x128": (4, 64),
-    "4x192": (3, 128),
-    "5x256": (4, 128),
-}
+HEADS = {64: 2, 96: 3, 128: 4, 192: 3, 256: 4, 320: 5}  # by width, as on the planner's ladder
 
 
 def dataset_of(text: Path, folder: Path, vocab_size: int, val: Path | None = None) -> Dataset:
@@ -49,10 +43,10 @@ def dataset_of(text: Path, folder: Path, vocab_size: int, val: Path | None = Non
 
 
 def config_of(size: str, dataset: Dataset, **sections: dict[str, Any]) -> RunConfig:
-    """A complete config: `sections` over the recipe."""
-    layers, width = map(int, size.split("x"))
-    heads, context_length = SIZES[size]
-    model = {"n_layers": layers, "emb_dim": width, "n_heads": heads, "context_length": context_length}
+    """A complete config: `sections` over the recipe. `size`: layers x width @ context, as in "4x128@64"."""
+    shape, context_length = size.split("@")
+    layers, width = map(int, shape.split("x"))
+    model = {"n_layers": layers, "emb_dim": width, "n_heads": HEADS[width], "context_length": int(context_length)}
     sections["model"] = model | {"vocab_size": dataset.tokenizer.vocab_size} | sections.get("model", {})
     sections["train"] = {"batch_size": 16} | sections.get("train", {})
     return parse(sections)

@@ -32,9 +32,10 @@ from lightwell.errors import RunError, UserError
 from lightwell.model.build import GPT
 from lightwell.model.count import flops_per_token, memory_bytes, parameters
 from lightwell.planner.choose import choose, choose_vocab_size
-from lightwell.planner.predict import Text as PlannedText
 from lightwell.planner.shelf import explain_keys
 from lightwell.planner.step_time import measure_step_seconds
+from lightwell.planner.text import TYPICAL_BIGRAM, TYPICAL_DIFFICULTY
+from lightwell.planner.text import Text as PlannedText
 from lightwell.runtime.device import choose_device
 from lightwell.runtime.peak import measure_peak_flops
 from lightwell.store.checkpoint import write_checkpoint
@@ -42,8 +43,6 @@ from lightwell.store.checkpoints import list_checkpoints, pin, step_of, verify_c
 from lightwell.store.database import RunDatabase
 from lightwell.store.run_folder import DATABASE, create, is_run, open_run
 from lightwell.tokenizer.load import load_tokenizer
-
-TYPICAL_DIFFICULTY = 2.5  # bits per byte that a general compressor needs for prose and code; exact once prepared
 
 
 def list_presets() -> list[dict[str, Any]]:
@@ -251,7 +250,7 @@ def _planned(config: RunConfig, asked: Request, device: Any) -> tuple[RunConfig,
     seconds = 60 * config.budget.minutes if config.budget.minutes else None
     n_bytes = collect(as_paths(sources)).n_bytes if sources or config.model.missing() else 10**9
     vocab_size = config.model.vocab_size or choose_vocab_size(n_bytes, seconds)
-    text = PlannedText(n_bytes // 3, TYPICAL_DIFFICULTY)  # about three bytes a token
+    text = PlannedText(n_bytes // 3, TYPICAL_DIFFICULTY, TYPICAL_BIGRAM)  # about three bytes a token
     choice = choose(changed(config, model={"vocab_size": vocab_size}), vocab_size, text, device, peak, seconds)
     return choice.config, choice.reasons, peak
 

@@ -57,6 +57,13 @@ def test_minutes_become_steps_less_what_the_end_takes(clock):
     assert pace.steps(state) == 220
 
 
+def test_minutes_end_early_where_the_text_is_short(clock):
+    pace, state = make(clock, step_seconds=1.0, minutes=10, most_tokens=50_500)
+    go(pace, state, clock, 50, 0.5)
+    assert pace.finished(state)
+    assert state.step == 50
+
+
 def test_the_end_moves_while_it_may(clock):
     """Steps take twice as long as expected: the end comes nearer, and the run ends in time."""
     pace, state = make(clock, step_seconds=1.0, minutes=10)

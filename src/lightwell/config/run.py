@@ -113,6 +113,7 @@ class BudgetSection(Strict):
     steps: Size | None = None
     tokens: Size | None = None
     minutes: Positive | None = None
+    most_tokens: Size | None = None  # end sooner than the minutes: a short text is learned by heart; left out: a rule
 
     @classmethod
     def cross_checks(cls, values: dict[str, Any]) -> Problems:

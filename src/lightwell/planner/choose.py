@@ -1,12 +1,13 @@
 """Choose what the user left open: size, context, batch and vocabulary, for the minutes and the text.
 
-A ladder holds models of growing size. Some of its rungs, around the one that the machine's matrix-product peak
-suggests, are timed on this machine with real steps; for each, `predict.py` says what held-out bits per byte to expect
-from so many tokens. The lowest wins. What the user fixed stays fixed on every rung.
+A ladder holds models of growing size. The rung that the machine's matrix-product peak suggests is timed on this machine
+with real steps, then its neighbours, on towards where `predict.py` expects fewer held-out bits per byte; the lowest
+wins. What the user fixed stays fixed on every rung.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,16 +15,20 @@ from typing import Any
 from lightwell.config.check import Problems
 from lightwell.config.run import RunConfig, changed
 from lightwell.errors import ConfigError
-from lightwell.model.count import memory_bytes, parameters
-from lightwell.planner.predict import Text, predict_bits_per_byte
+from lightwell.model.count import flops_per_token, memory_bytes, parameters
+from lightwell.planner.predict import predict_bits_per_byte
 from lightwell.planner.step_time import measure_step_seconds
+from lightwell.planner.text import TYPICAL_BIGRAM, TYPICAL_DIFFICULTY, Text
 from lightwell.runtime.device import Device
 from lightwell.runtime.memory import free_bytes
 
 TRIAL_SHARE, TRIAL_SECONDS = 0.05, 30.0  # of the budget, for timing candidates: whichever is less
-USEFUL_SHARE = 0.9  # of the time is training; the rest is preparation, evaluation, saving
+OVERHEAD = 0.08  # of the time goes to evaluations, samples and saves on the way
+MEMORY_SHARE = 0.8  # of the free memory may be taken
 LEAST_READ = 4_000_000  # bytes, however little the machine seems to do just now
 READ_AHEAD = 1.5  # times the text that the budget can consume is prepared
+MOST_EPOCHS = 5  # times that a text is gone through: more would be learning it by heart
+CLOSE = 1.003  # predictions that differ by less are taken as equal: then the smaller model
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,17 @@ class Choice:
     expected: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """A complete config, how long a step of it takes, how many tokens that makes, and what is predicted."""
+
+    name: str
+    config: RunConfig
+    step_seconds: float
+    tokens: int
+    bits_per_byte: float
+
+
 def choose(
     config: RunConfig, vocab_size: int, text: Text, device: Device, peak: float, seconds: float | None
 ) -> Choice:
@@ -66,70 +82,163 @@ def choose(
 
     Raises ConfigError if no rung fits what the user fixed.
     """
-    rungs = {} if config.model.missing() or not config.train.batch_size else {"as asked": config}
-    for rung in LADDER if not rungs else ():
-        try:
-            rungs[f"{rung.n_layers} x {rung.emb_dim}"] = complete(config, rung, vocab_size)
-        except ConfigError as error:
-            problems: Problems = error.problems
-    if not rungs:
-        raise ConfigError(problems, "Fix fewer sizes, or all of them.")
-    if len(rungs) == 1 or seconds is None:
-        name = next(iter(rungs)) if len(rungs) == 1 else list(rungs)[min(2, len(rungs) - 1)]
-        return Choice(rungs[name])
-    timed = time_candidates(rungs, device, peak, seconds)
-    useful = USEFUL_SHARE * seconds
-    predicted: dict[str, float] = {}
-    tokens: dict[str, int] = {}
-    for name, per_step in timed.items():
-        candidate = rungs[name]
-        tokens[name] = int(useful / per_step * tokens_per_step(candidate))
-        size = parameters(candidate.model.complete(vocab_size))["total"]
-        predicted[name] = predict_bits_per_byte(size, tokens[name], text)
-    lowest = min(predicted.values())
-    best = next(name for name, bits in predicted.items() if bits <= 1.005 * lowest)  # the smaller one where it is close
-    rate = tokens_per_step(rungs[best]) / timed[best]
-    said = ", ".join(f"{name} {bits:.2f}" for name, bits in predicted.items())
-    epochs = tokens[best] / max(1, text.tokens)
+    possible = candidates(config, vocab_size)
+    in_memory = {name: split_to_fit(rung, free_memory(device), device) for name, rung in possible.items()}
+    rungs = {name: rung for name, rung in in_memory.items() if rung} or dict(list(possible.items())[:1])
+    if seconds is None:
+        name, chosen = list(rungs.items())[min(2, len(rungs) - 1)]
+        tokens = config.budget.tokens or (config.budget.steps or 0) * tokens_per_step(chosen)
+        bits = predicted(chosen, tokens, text)
+        return Choice(chosen, [], {"bits_per_byte": bits, "tokens": tokens, "candidates": {name: bits}})
+    tried = climb(rungs, text, device, peak, seconds)
+    if not tried:  # a single model, as fixed by the user, that is too large to try
+        return Choice(next(iter(rungs.values())), ["Nothing was measured: a step does not fit into the free memory."])
+    lowest = min(candidate.bits_per_byte for candidate in tried)
+    best = next(c for c in tried if c.bits_per_byte <= CLOSE * lowest)
     return Choice(
-        rungs[best],
-        [
-            f"Measured: {peak / 1e9:,.0f} GFLOP/s of matrix products, {rate:,.0f} tokens/s for the chosen model.",
-            f"Predicted held-out bits per byte (layers x width): {said}.",
-            f"Chosen: {best}, {tokens[best] / 1e6:.1f} M tokens, {epochs:.1f} times the text.",
-        ],
-        {"bits_per_byte": predicted[best], "tokens": tokens[best], "candidates": predicted},
+        changed(best.config, budget={"most_tokens": most_tokens(best.config, text)}),
+        reasons(best, tried, list(possible)[len(rungs) :], text, peak),
+        {
+            "bits_per_byte": best.bits_per_byte,
+            "tokens": best.tokens,
+            "step_seconds": best.step_seconds,
+            "candidates": {c.name: c.bits_per_byte for c in tried},
+        },
     )
 
 
-def time_candidates(rungs: dict[str, RunConfig], device: Device, peak: float, seconds: float) -> dict[str, float]:
-    """Seconds per step of the rungs around the likeliest, measured for as long as the budget allows."""
+def candidates(config: RunConfig, vocab_size: int) -> dict[str, RunConfig]:
+    """The rungs of the ladder around what is fixed, smallest first, equal ones once. ConfigError if none fits."""
+    rungs: dict[str, RunConfig] = {}
+    problems: Problems = []
+    for rung in LADDER:
+        try:
+            made = complete(config, rung, vocab_size)
+        except ConfigError as error:
+            problems = error.problems
+            continue
+        if made not in rungs.values():
+            rungs[name_of(made)] = made
+    if not rungs:
+        raise ConfigError(problems, "Fix fewer sizes, or all of them.")
+    return rungs
+
+
+def name_of(config: RunConfig) -> str:
+    """Layers x width, as in "4 x 128", with the context and the batch."""
+    model = config.model
+    return f"{model.n_layers} x {model.emb_dim} at {model.context_length} x {config.train.batch_size}"
+
+
+def climb(rungs: dict[str, RunConfig], text: Text, device: Device, peak: float, seconds: float) -> list[Candidate]:
+    """The rungs that were timed, smallest first: from the likeliest on towards lower predictions, while time allows."""
     deadline = time.perf_counter() + min(TRIAL_SHARE * seconds, TRIAL_SECONDS)
     names = list(rungs)
-    start = names.index(likeliest(rungs, peak, seconds))
-    order = sorted(range(len(names)), key=lambda place: (abs(place - start), place))
-    timed: dict[str, float] = {}
-    for place in order:
-        if timed and time.perf_counter() > deadline:
+    tried: dict[int, Candidate | None] = {}
+
+    def attempt(place: int) -> None:
+        config = rungs[names[place]]
+        limit = max(0.2, (deadline - time.perf_counter()) / 2)
+        found = measure_step_seconds(config, device, rounds=3, limit=limit)
+        if found is None:
+            tried[place] = None
+            return
+        tokens = min(int((1 - OVERHEAD) * seconds / found * tokens_per_step(config)), most_tokens(config, text))
+        tried[place] = Candidate(names[place], config, found, tokens, predicted(config, tokens, text))
+
+    attempt(likeliest(list(rungs.values()), text, peak, seconds))
+    while time.perf_counter() < deadline:
+        known = {place: candidate for place, candidate in tried.items() if candidate}
+        best = min(known, key=lambda place: known[place].bits_per_byte, default=max(tried))
+        open_ones = [place for place in (best - 1, best + 1) if 0 <= place < len(names) and place not in tried]
+        if not open_ones:
             break
-        found = measure_step_seconds(rungs[names[place]], device, rounds=3, limit=min(5.0, TRIAL_SHARE * seconds / 2))
-        if found is not None:
-            timed[names[place]] = found
-    return dict(sorted(timed.items(), key=lambda item: names.index(item[0])))
+        attempt(open_ones[0])
+    return [candidate for _, candidate in sorted(tried.items()) if candidate]
 
 
-def likeliest(rungs: dict[str, RunConfig], peak: float, seconds: float) -> str:
-    """The largest rung that about 15 tokens per parameter are left for, at a fifth of the peak; memory permitting."""
-    best = next(iter(rungs))
-    free = free_bytes()
-    for name, config in rungs.items():
-        model = config.model.complete(config.model.vocab_size or 1024)
-        size = parameters(model)["total"]
-        tokens = seconds * 0.2 * peak / (6 * size)
-        needed = memory_bytes(model, config.train.batch_size or 1, dtype_bytes=4, optimizer=config.optimizer.name)
-        if tokens >= 15 * size and (free is None or needed["total"] < 0.7 * free):
-            best = name
-    return best
+def likeliest(rungs: list[RunConfig], text: Text, peak: float, seconds: float) -> int:
+    """The rung to begin with: the lowest prediction if steps took as long as `guessed_seconds` says."""
+
+    def guess(config: RunConfig) -> float:
+        return predicted(config, int(seconds / guessed_seconds(config, peak) * tokens_per_step(config)), text)
+
+    return min(range(len(rungs)), key=lambda place: guess(rungs[place]))
+
+
+def guessed_seconds(config: RunConfig, peak: float) -> float:
+    """Of a step, before any was made: products at a tenth of the peak, and 5 ms a layer for all else."""
+    model = config.model.complete()
+    flops = tokens_per_step(config) * flops_per_token(model, model.context_length)["total"]
+    return flops / (0.1 * peak) + 0.005 * model.n_layers
+
+
+def most_tokens(config: RunConfig, text: Text) -> int:
+    return config.budget.most_tokens or max(MOST_EPOCHS * text.tokens, tokens_per_step(config))
+
+
+def predicted(config: RunConfig, tokens: int, text: Text) -> float:
+    return predict_bits_per_byte(parameters(config.model.complete())["total"], max(1, tokens), text)
+
+
+def free_memory(device: Device) -> int | None:
+    """Bytes that may be taken: what machine and cgroup leave free, or the GPU; None where the system does not say."""
+    if device.kind == "cuda":
+        import torch
+
+        return int(torch.cuda.mem_get_info(device.torch_device)[0])
+    return free_bytes()
+
+
+def split_to_fit(config: RunConfig, free: int | None, device: Device) -> RunConfig | None:
+    """The config with the largest micro-batch whose step stays within a share of the free memory; None if none does.
+
+    Nothing is raised on a CPU when memory runs out, so it must be known before. A micro-batch of the user's stays.
+    """
+    batch_size = config.train.batch_size or 1
+    fixed = config.train.micro_batch_size
+    for rows in [fixed] if fixed else [n for n in range(batch_size, 0, -1) if batch_size % n == 0]:
+        needed = memory_bytes(
+            config.model.complete(),
+            rows,
+            dtype_bytes=device.dtype.itemsize,
+            optimizer=config.optimizer.name,
+            checkpoint_activations=config.runtime.checkpoint_activations,
+            accumulate=rows < batch_size,
+            device="cuda" if device.kind == "cuda" else "cpu",
+        )["total"]
+        if free is None or needed < MEMORY_SHARE * free:
+            return config if rows in (batch_size, fixed) else changed(config, train={"micro_batch_size": rows})
+    return None
+
+
+def reasons(best: Candidate, tried: list[Candidate], too_large: list[str], text: Text, peak: float) -> list[str]:
+    """A few lines: what was measured, what was predicted for the neighbours, what was chosen and why."""
+    rate = tokens_per_step(best.config) / best.step_seconds
+    epochs = best.tokens / max(1, text.tokens)
+    lines = [
+        f"Measured: {peak / 1e9:,.0f} GFLOP/s of matrix products; a step of the chosen model takes"
+        f" {1000 * best.step_seconds:,.0f} ms, {rate:,.0f} tokens/s."
+    ]
+    if len(tried) > 1:
+        said = "; ".join(f"{c.name}: {c.bits_per_byte:.3f} after {c.tokens / 1e6:.1f} M tokens" for c in tried)
+        lines.append(f"Predicted held-out bits per byte (layers x width at context x batch): {said}.")
+    why = "the lowest prediction" if len(tried) > 1 else "as asked"
+    if best.bits_per_byte > min(c.bits_per_byte for c in tried):
+        why = "the smallest of those that are as good"
+    size = parameters(best.config.model.complete())["total"]
+    lines.append(
+        f"Chosen: {best.name}, {why}: {size:,} parameters, {best.bits_per_byte:.3f} bits per byte expected from"
+        f" {best.tokens / 1e6:.1f} M tokens, {epochs:.1f} times the text."
+    )
+    if best.tokens == most_tokens(best.config, text) and not best.config.budget.most_tokens:
+        lines.append(
+            f"The text is short: to go through it more than {MOST_EPOCHS} times would be to learn it by heart, so this"
+            " ends before the minutes are over (--set budget.most_tokens=N to go on)."
+        )
+    if too_large and best is tried[-1]:
+        lines.append(f"Left out, since a step needs more than the free memory: {', '.join(too_large)}.")
+    return lines
 
 
 def tokens_per_step(config: RunConfig) -> int:
@@ -146,12 +255,21 @@ def choose_vocab_size(text_bytes: int, seconds: float | None) -> int:
     return 512
 
 
-def bytes_to_read(text_bytes: int, seconds: float | None, peak: float) -> int | None:
-    """How much of a large text the budget can consume, times 1.5; None if that is all of it."""
-    if seconds is None:
+def bytes_to_read(
+    config: RunConfig, text_bytes: int, vocab_size: int, device: Device, peak: float, seconds: float | None
+) -> int | None:
+    """How much of a large text the budget can consume, times 1.5; None if that is all of it.
+
+    The smallest model is timed; the speed of the likeliest ones follows from that and from how much more they compute.
+    """
+    if seconds is None or text_bytes <= LEAST_READ:
         return None
-    fastest = 0.3 * peak / (6 * 1_000_000)  # tokens/s of a model of a million parameters
-    most = max(LEAST_READ, int(READ_AHEAD * 4 * seconds * min(fastest, 200_000)))  # four bytes a token
+    rungs = list(candidates(config, vocab_size).values())
+    slower = (measure_step_seconds(rungs[0], device) or 0.0) / guessed_seconds(rungs[0], peak)
+    endless = Text(10**12, TYPICAL_DIFFICULTY, TYPICAL_BIGRAM)
+    likely = rungs[max(0, likeliest(rungs, endless, peak / max(1.0, slower), seconds) - 1)]  # rather the smaller one
+    tokens = seconds / guessed_seconds(likely, peak / max(1.0, slower)) * tokens_per_step(likely)
+    most = max(LEAST_READ, int(READ_AHEAD * tokens * (math.log2(vocab_size) / 2 - 2)))  # bytes a token: 3 of 1024
     return most if most < text_bytes else None
 
 

@@ -19,8 +19,7 @@ from lightwell.training.rates import peak_rates
 from lightwell.training.replicas import Replicas
 from lightwell.training.step import train_step
 
-TRIAL_ROWS = 4  # sequences of a trial step: the time of a batch follows from them
-TRIAL_FLOPS = 5e11  # and fewer for a large model: a few seconds on a laptop
+TRIAL_FLOPS = 2e11  # of a trial step: a second on a laptop. The time of a larger batch follows from two such trials
 
 
 class Trial:
@@ -52,22 +51,36 @@ class Trial:
 
 
 def measure_step_seconds(config: RunConfig, device: Device, rounds: int = 3, limit: float = 20.0) -> float | None:
-    """Seconds of one whole step, scaled up from a few sequences; None where the model is too large to try.
+    """Seconds of one whole step; None where the model is too large to try.
 
-    The first round warms up; after `limit` seconds no further round begins.
+    A batch that would take long is not tried whole: a step's time is a line over its sequences, drawn through two
+    numbers of them. The first round warms up; after `limit` seconds no further round begins.
     """
     model_config = config.model.complete()
     batch_size = config.train.batch_size or 1
+    at_once = min(batch_size, config.train.micro_batch_size or batch_size)
     per_row = model_config.context_length * flops_per_token(model_config, model_config.context_length)["total"]
     affordable = max(1, int(TRIAL_FLOPS / per_row))
-    rows = min(batch_size, config.train.micro_batch_size or batch_size, TRIAL_ROWS, affordable)
+    rows = min(at_once, affordable)
     needed = memory_bytes(model_config, rows, dtype_bytes=4, optimizer=config.optimizer.name)["total"]
     free = free_bytes()
     if free is not None and needed > 0.8 * free:
         return None
+    seconds = _fastest(config, device, rows, rounds, limit)
+    if rows == batch_size:
+        return seconds
+    fewer = max(1, rows // 2)
+    each = (
+        seconds / rows if fewer == rows else (seconds - _fastest(config, device, fewer, rounds, limit)) / (rows - fewer)
+    )
+    return seconds + max(each, 0.25 * seconds / rows) * (batch_size - rows)
+
+
+def _fastest(config: RunConfig, device: Device, rows: int, rounds: int, limit: float) -> float:
+    """Seconds of a step with so many sequences, the fastest of some."""
     began = time.perf_counter()
     trial = Trial(config, device, rows)
     times: list[float] = []
-    while len(times) < rounds and (not times or time.perf_counter() - began < limit):
+    while len(times) <= rounds and (len(times) < 2 or time.perf_counter() - began < limit):
         times.append(trial.step())
-    return min(times) * batch_size / rows
+    return min(times[1:])

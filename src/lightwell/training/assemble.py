@@ -27,6 +27,7 @@ from lightwell.runtime.seeds import fold, generator
 from lightwell.runtime.world import World
 from lightwell.store.checkpoint import Checkpoint
 from lightwell.training.loop import Training
+from lightwell.training.memory import MICRO_BATCH
 from lightwell.training.optimizer import Optimizer
 from lightwell.training.pace import Pace
 from lightwell.training.rates import peak_rates
@@ -40,6 +41,7 @@ EVALUATIONS = 10  # over a run, unless the config says otherwise
 EVALUATION_SHARE = 0.01  # tokens of each of them, as a share of all tokens trained on
 OUTCOME_SHARE, OUTCOME_TOKENS = 0.06, 8192  # tokens of the measurement at the end, and the least of them
 SLOW_DISK, SLOW_MEMORY = 2e8, 5e9  # bytes per second
+SEARCHED = 5e6  # bytes of training text per second, in which the sample's longest copy is looked for
 
 
 def assemble(
@@ -92,7 +94,7 @@ def assemble(
         pace.step_seconds = max(state.seconds, 1e-3) / max(state.step, 1)
         if changes := differences(checkpoint.manifest.get("environment", now), now):
             record.add_event(state.step, "environment_changed", {"changes": changes, "bit_exact": False})
-    pace.reserve = reserve_seconds(config, pace, len(dataset.val), parameters(model_config)["total"])
+    pace.reserve = reserve_seconds(config, pace, dataset, parameters(model_config)["total"])
     pace.begin(state)
     if extend_steps is not None:
         pace.extend(state, extend_steps)
@@ -122,7 +124,7 @@ def assemble(
         record=record,
         evaluate=evaluate,
         eval_tokens=decided["eval_tokens"],
-        micro_batch_size=micro_batch_size,
+        micro_batch_size=(state.decided(MICRO_BATCH) or {"size": micro_batch_size})["size"],
         eval_every=decided["eval_every"],
         peak_flops=peak_flops,
         flops_per_token=flops_per_token(model_config, model_config.context_length)["total"],
@@ -188,13 +190,14 @@ def outcome_tokens(steps: int, tokens_per_step: int) -> int:
     return max(OUTCOME_TOKENS, int(OUTCOME_SHARE * steps * tokens_per_step))
 
 
-def reserve_seconds(config: RunConfig, pace: Pace, n_val: int, n_parameters: int) -> float:
+def reserve_seconds(config: RunConfig, pace: Pace, dataset: Dataset, n_parameters: int) -> float:
     """Time to keep for what follows the last step of a run of minutes: the last evaluations (a third of training's
-    products for each token), the save, reading it back, and a sample of 120 tokens, which reads each weight as often.
+    products for each token), the save, reading it back, a sample of 120 tokens, which reads each weight as often, and
+    whether that is copied from the text.
     """
     steps = int(60 * (config.budget.minutes or 0) / pace.step_seconds)
-    tokens = min(n_val, outcome_tokens(steps, pace.tokens_per_step))
+    tokens = min(len(dataset.val), outcome_tokens(steps, pace.tokens_per_step))
     tokens += cadence(config, steps, pace.step_seconds, pace.tokens_per_step)["eval_tokens"]
     weights = 4 * n_parameters
-    files = 2 * 3 * weights / SLOW_DISK + 120 * weights / SLOW_MEMORY
-    return 1.5 + files + 0.4 * pace.step_seconds / pace.tokens_per_step * tokens
+    files = 2 * 3 * weights / SLOW_DISK + 120 * weights / SLOW_MEMORY + dataset.train.n_bytes / SEARCHED
+    return 1.0 + files + 0.4 * pace.step_seconds / pace.tokens_per_step * tokens

@@ -22,6 +22,7 @@ from lightwell.runtime.observer import Observer, StepReport
 from lightwell.runtime.seeds import fold
 from lightwell.runtime.world import World
 from lightwell.training.guard import first_bad_layer, give_up, judge, must_go_back
+from lightwell.training.memory import within_memory
 from lightwell.training.optimizer import Optimizer
 from lightwell.training.pace import Pace
 from lightwell.training.record import Record
@@ -80,19 +81,7 @@ def run(t: Training) -> str | None:
         do_owed_work(t)
         while reason is None and not t.pace.finished(state):
             rate = t.pace.lr_scale(state, state.step)
-            result = train_step(
-                t.replicas,
-                t.optimizer,
-                t.batches.batch(state.data_step, t.world.rank, t.world.size),
-                micro_batch_size=t.micro_batch_size,
-                lr_scale=rate,
-                clip=t.config.train.clip,
-                seed=t.config.run.seed,
-                step=state.step,
-                device=t.device,
-                world=t.world,
-                observers=[observer for observer in t.observers if observer.wants(state.step + 1)],
-            )
+            result = within_memory(t, partial(one_step, t, rate))
             t.unread.append(Unread(state.step + 1, state.data_step, rate, result))
             state.step += 1
             state.tokens += t.pace.tokens_per_step
@@ -115,6 +104,24 @@ def run(t: Training) -> str | None:
         t.saver.save(state)
     early = state.decided("early_stop")
     return reason or ("overfitting" if early and early["step"] == state.step else None)
+
+
+def one_step(t: Training, rate: float) -> StepResult:
+    """The step after `t.state.step`, on its batch, at a share of the peak rate."""
+    state = t.state
+    return train_step(
+        t.replicas,
+        t.optimizer,
+        t.batches.batch(state.data_step, t.world.rank, t.world.size),
+        micro_batch_size=t.micro_batch_size,
+        lr_scale=rate,
+        clip=t.config.train.clip,
+        seed=t.config.run.seed,
+        step=state.step,
+        device=t.device,
+        world=t.world,
+        observers=[observer for observer in t.observers if observer.wants(state.step + 1)],
+    )
 
 
 def take_stock(t: Training, lag: int = 0) -> None:

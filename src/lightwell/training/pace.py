@@ -141,7 +141,9 @@ class Pace:
         if self.budget.tokens:
             return math.ceil(self.budget.tokens / self.tokens_per_step)
         seconds = 60 * (self.budget.minutes or 10.0) - self.reserve - self.elapsed()
-        return state.step + max(1, math.floor(seconds / self.step_seconds))
+        steps = state.step + max(1, math.floor(seconds / self.step_seconds))
+        most = self.budget.most_tokens
+        return min(steps, max(1, most // self.tokens_per_step)) if most else steps
 
 
 def _last(state: TrainState) -> Decision:

@@ -1,0 +1,131 @@
+"""The law behind the planner's predictions: small runs on several texts, and the fit with each text left out in turn.
+
+    python benchmarks/law.py run  --texts FILE ... --out POINTS.jsonl   # minutes per text on one thread
+    python benchmarks/law.py fit  --out POINTS.jsonl                    # prints constants, errors and the table
+
+A text FILE.txt may have its held-out part beside it as FILE-val.txt. Runs that POINTS.jsonl already holds are not made
+again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import small_runs
+from lightwell.planner.predict import ALPHA, BETA, effective_tokens
+from lightwell.planner.text import describe
+
+POINTS = (
+    ("2x64@64", 300_000),
+    ("2x64@64", 1_200_000),
+    ("4x128@64", 300_000),
+    ("4x128@128", 600_000),
+    ("4x192@128", 600_000),
+    ("5x256@128", 300_000),
+    ("4x128@64", 1_200_000),
+)
+VOCAB_SIZE = 1024
+
+
+def features(dataset: Any) -> dict[str, float]:
+    """What the planner can know of a text before training."""
+    text = describe(dataset)
+    return {"unique_tokens": text.tokens, "difficulty": text.difficulty, "bigram": text.bigram}
+
+
+def run(texts: list[Path], out: Path, only: str | None) -> None:
+    small_runs.one_thread()
+    known = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    made = {(row["text"], row["size"], row["asked"]) for row in known}
+    work = out.parent / (out.stem + "-data")
+    for size, tokens in POINTS:
+        for text in texts:
+            if (text.stem, size, tokens) in made or only not in (None, f"{text.stem}/{size}/{tokens}"):
+                continue
+            val = text.with_name(f"{text.stem}-val.txt")
+            dataset = small_runs.dataset_of(text, work, VOCAB_SIZE, val if val.exists() else None)
+            found = small_runs.train(dataset, small_runs.config_of(size, dataset), tokens)
+            row = {"text": text.stem, "size": size, "asked": tokens, **features(dataset), **found}
+            with open(out, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            print(json.dumps(row), flush=True)
+
+
+def law(constants: Tensor, rows: list[dict[str, Any]]) -> Tensor:
+    """predict.py's law, for all rows at once; constants: GAMMA, DELTA, and the logarithms of E, A, B."""
+
+    def column(key: str) -> Tensor:
+        return torch.tensor([float(row[key]) for row in rows], dtype=torch.float64)
+
+    gamma, delta, E, A, B = constants
+    new = torch.tensor([effective_tokens(row["tokens"], row["unique_tokens"]) for row in rows], dtype=torch.float64)
+    size = column("difficulty") ** gamma * (torch.exp(E) + torch.exp(A) / column("parameters") ** ALPHA)
+    return size + column("bigram") ** delta * torch.exp(B) / new**BETA
+
+
+def fitted(rows: list[dict[str, Any]]) -> Tensor:
+    """The constants with the least squared error of the logarithm."""
+    measured = torch.tensor([row["bits_per_byte"] for row in rows], dtype=torch.float64)
+    constants = torch.tensor([0.6, 1.0, -0.5, 2.0, 2.5], dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([constants], max_iter=1000, line_search_fn="strong_wolfe", history_size=30)
+
+    def error() -> Tensor:
+        optimizer.zero_grad()
+        off = law(constants, rows).clamp(min=1e-3).log() - measured.log()
+        loss = off.square().mean() + 1e-5 * constants.square().mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(error)
+    return constants.detach()
+
+
+def off(constants: Tensor, rows: list[dict[str, Any]]) -> list[float]:
+    """Predicted over measured, less 1."""
+    return [float(p) / row["bits_per_byte"] - 1 for p, row in zip(law(constants, rows), rows)]
+
+
+def fit(out: Path) -> None:
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    constants = fitted(rows)
+    gamma, delta, E, A, B = constants.tolist()
+    print(f"GAMMA, DELTA = {gamma:.3f}, {delta:.3f}")
+    print(f"E, A, B = {math.exp(E):.3f}, {math.exp(A):.2f}, {math.exp(B):.2f}")
+    errors = off(constants, rows)
+    print(f"all texts in the fit: {mean(errors):.1%} off on average, {max(map(abs, errors)):.1%} at most")
+    for text in sorted({row["text"] for row in rows}):
+        others = fitted([row for row in rows if row["text"] != text])
+        errors = off(others, [row for row in rows if row["text"] == text])
+        print(f"{text} left out of the fit: {mean(errors):.1%} off on average, {max(map(abs, errors)):.1%} at most")
+    print("\n| text | size | parameters | tokens | bits per byte | the law says |\n|---|---|---|---|---|---|")
+    for row, says in zip(rows, law(constants, rows).tolist()):
+        figures = f"{row['parameters']:,} | {row['tokens']:,} | {row['bits_per_byte']:.3f} | {says:.3f}"
+        print(f"| {row['text']} | {row['size']} | {figures} |")
+
+
+def mean(errors: list[float]) -> float:
+    return sum(map(abs, errors)) / len(errors)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["run", "fit"])
+    parser.add_argument("--texts", type=Path, nargs="*", default=[])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", help="one point, as TEXT/SIZE/TOKENS")
+    args = parser.parse_args()
+    if args.what == "run":
+        run(args.texts, args.out, args.only)
+    else:
+        fit(args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""When a GPU's memory runs out, the step is made again in smaller pieces. Here a CPU says that it has run out."""
+
+import pytest
+import torch
+from training_helpers import events, put_together, same, tiny, train, training_reason, weights
+
+from lightwell.errors import StoppedEarly
+from lightwell.training.memory import MICRO_BATCH
+
+
+def with_room_for(training, rows):
+    """A training on a device that holds so many sequences at once; the error comes late, with gradients half made."""
+    forward = training.replicas.forward
+    sizes = []
+
+    def limited(ids, targets):
+        loss_sum, n = forward(ids, targets)
+        if len(ids) > rows:
+            loss_sum.backward()
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        sizes.append(len(ids))
+        return loss_sum, n
+
+    training.replicas.forward = limited
+    return training, sizes
+
+
+def test_the_micro_batch_is_halved_until_it_fits_and_the_run_goes_on(tmp_path, dataset):
+    config = tiny(steps=4, train={"batch_size": 8})
+    training, sizes = with_room_for(put_together(tmp_path / "run", config, dataset), 3)
+    assert training_reason(training) is None
+    assert training.state.step == 4
+    assert set(sizes) == {2}
+    assert [d["size"] for d in training.state.decisions if d["kind"] == MICRO_BATCH] == [4, 2]
+    assert [event["details"]["size"] for event in events(tmp_path / "run", MICRO_BATCH)] == [4, 2]
+    small = train(tmp_path / "small", tiny(steps=4, train={"batch_size": 8, "micro_batch_size": 2}), dataset)
+    assert same(weights(training), weights(small)), "nothing is left of the steps that failed"
+
+
+def test_a_resumed_run_begins_with_the_size_that_fitted(tmp_path, dataset):
+    config = tiny(steps=6, train={"batch_size": 8})
+    first, _ = with_room_for(put_together(tmp_path / "run", config, dataset, stop=lambda: "enough"), 3)
+    assert training_reason(first) == "enough"
+    again, sizes = with_room_for(put_together(tmp_path / "run", config, dataset), 3)
+    assert again.micro_batch_size == 2
+    training_reason(again)
+    assert set(sizes) == {2}
+    assert len([d for d in again.state.decisions if d["kind"] == MICRO_BATCH]) == 2
+
+
+def test_a_model_of_which_no_sequence_fits_is_given_up(tmp_path, dataset):
+    training, _ = with_room_for(put_together(tmp_path / "run", tiny(steps=4), dataset), 0)
+    with pytest.raises(StoppedEarly, match="does not fit"):
+        training_reason(training)
