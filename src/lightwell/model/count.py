@@ -144,44 +144,6 @@ def memory_bytes(
     """
     s = _sizes(config)
     T = context_length or config.context_length
-    matrices = _hidden_matrices(s)
-    product = s.L * 2 * s.H * s.D * T / 2  # queries by keys; half of them lie in the future
-    head = 2 * s.V * s.C
-    forward = 2 * matrices + 2 * product + head
-    backward = 4 * matrices + 5 * product + 2 * head
-    if checkpoint_activations:
-        backward += 2 * matrices + 2 * product - (0 if config.drop_rate else s.L * 2 * s.F * s.C)
-    return {"forward": forward, "backward": backward, "total": forward + backward}
-
-
-# --- memory -----------------------------------------------------------------------------------------------------------
-
-
-def memory_bytes(
-    config: ModelConfig,
-    batch_size: int,
-    *,
-    dtype_bytes: int = 4,
-    optimizer: str = "adamw",
-    dropout: bool | None = None,
-    checkpoint_activations: bool = False,
-    context_length: int | None = None,
-    accumulate: bool = False,
-    device: str = "cpu",
-) -> dict[str, int]:
-    """Bytes that training takes, by part, and their peak.
-
-    batch_size: sequences at once in this process (the micro-batch). dtype_bytes: of the products, 2 under autocast to
-    bfloat16; weights are float32 in any case. optimizer: "adamw" or "muon" (AdamW for embeddings and vectors). dropout:
-    None: if the config's drop_rate is not 0. accumulate: gradients of earlier micro-batches are there when the forward
-    pass begins. device: "cpu" or "cuda", whose kernels keep different things.
-
-    Returns "weights", "gradients", "optimizer", "activations" (kept for the backward pass), "temporaries" (of the worst
-    moment), "fragmentation" (held by the C library between blocks in use), "saving_copy" (what is being written to disk while
-    training goes on), and "total": the peak. Gradients come as activations go, so it is less than the sum of the parts.
-    """
-    s = _sizes(config)
-    T = context_length or config.context_length
     N = batch_size * T
     dropping = config.drop_rate > 0 if dropout is None else dropout
     weights = FLOAT32 * parameters(config)["total"]
