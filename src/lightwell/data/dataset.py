@@ -85,7 +85,7 @@ class Dataset:
         sources, tokenizer, limit = about["sources"], about["tokenizer"], about["limit"]
         rows = [[name, s["documents"], thousands(s["tokens"]), size(s["bytes"])] for name, s in about["splits"].items()]
         lines = [
-            f"{self.path}: {', '.join(sources[:3])}{' ...' if len(sources) > 3 else ''}",
+            f"{self.path}: {', '.join(sources[:3])}{f' and {len(sources) - 3} more' if len(sources) > 3 else ''}",
             draw_table(rows, headers=["split", "documents", "tokens", "text"]),
             f"vocabulary: {thousands(tokenizer['vocab_size'])} tokens ({tokenizer['kind']})",
             "languages: " + ", ".join(f"{name} {size(n)}" for name, n in about["languages"].items()),
