@@ -8,6 +8,7 @@ from lightwell.config.run import changed, parse, to_raw
 from lightwell.errors import ConfigError
 from lightwell.model.count import memory_bytes
 from lightwell.planner import choose as planner
+from lightwell.planner.compiling import Compiled
 from lightwell.planner.predict import effective_tokens, predict_bits_per_byte
 from lightwell.planner.text import Text
 from lightwell.runtime.device import Device
@@ -27,6 +28,9 @@ def fake_speed(monkeypatch):
         return planner.tokens_per_step(config) * flops_per_token(model, model.context_length)["total"] / 2e10
 
     monkeypatch.setattr(planner, "measure_step_seconds", seconds)
+    monkeypatch.setattr(
+        planner, "try_compile", lambda config, device, step_seconds, left: Compiled(False, step_seconds)
+    )
 
 
 def chosen(seconds, raw=None, text=TEXT):

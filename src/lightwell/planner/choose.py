@@ -16,6 +16,7 @@ from lightwell.config.check import Problems
 from lightwell.config.run import RunConfig, changed
 from lightwell.errors import ConfigError
 from lightwell.model.count import flops_per_token, memory_bytes, parameters
+from lightwell.planner.compiling import try_compile
 from lightwell.planner.predict import predict_bits_per_byte
 from lightwell.planner.step_time import measure_step_seconds
 from lightwell.planner.text import TYPICAL_BIGRAM, TYPICAL_DIFFICULTY, Text
@@ -23,11 +24,14 @@ from lightwell.runtime.device import Device
 from lightwell.runtime.memory import free_bytes
 
 TRIAL_SHARE, TRIAL_SECONDS = 0.05, 30.0  # of the budget, for timing candidates: whichever is less
-OVERHEAD = 0.08  # of the time goes to evaluations, samples and saves on the way
+OVERHEAD = (
+    0.15  # of the time goes to these trials, to evaluations, samples and saves, and to steps slower than the best
+)
 MEMORY_SHARE = 0.8  # of the free memory may be taken
 LEAST_READ = 4_000_000  # bytes, however little the machine seems to do just now
 READ_AHEAD = 1.5  # times the text that the budget can consume is prepared
 MOST_EPOCHS = 5  # times that a text is gone through: more would be learning it by heart
+NEARLY = 1.02  # a model that may turn out to be the best, when there is little to tell by
 CLOSE = 1.003  # predictions that differ by less are taken as equal: then the smaller model
 
 
@@ -95,13 +99,16 @@ def choose(
         return Choice(next(iter(rungs.values())), ["Nothing was measured: a step does not fit into the free memory."])
     lowest = min(candidate.bits_per_byte for candidate in tried)
     best = next(c for c in tried if c.bits_per_byte <= CLOSE * lowest)
+    compiled = try_compile(best.config, device, best.step_seconds, seconds)
     return Choice(
-        changed(best.config, budget={"most_tokens": most_tokens(best.config, text)}),
-        reasons(best, tried, list(possible)[len(rungs) :], text, peak),
+        changed(
+            best.config, budget={"most_tokens": most_tokens(best.config, text)}, runtime={"compile": compiled.pays}
+        ),
+        reasons(best, tried, list(possible)[len(rungs) :], text, peak) + compiled.reasons,
         {
             "bits_per_byte": best.bits_per_byte,
             "tokens": best.tokens,
-            "step_seconds": best.step_seconds,
+            "step_seconds": compiled.step_seconds,
             "candidates": {c.name: c.bits_per_byte for c in tried},
         },
     )
@@ -265,10 +272,12 @@ def bytes_to_read(
     if seconds is None or text_bytes <= LEAST_READ:
         return None
     rungs = list(candidates(config, vocab_size).values())
-    slower = (measure_step_seconds(rungs[0], device) or 0.0) / guessed_seconds(rungs[0], peak)
+    guess = guessed_seconds(rungs[0], peak)
+    slower = (measure_step_seconds(rungs[0], device) or guess) / guess
     endless = Text(10**12, TYPICAL_DIFFICULTY, TYPICAL_BIGRAM)
-    likely = rungs[max(0, likeliest(rungs, endless, peak / max(1.0, slower), seconds) - 1)]  # rather the smaller one
-    tokens = seconds / guessed_seconds(likely, peak / max(1.0, slower)) * tokens_per_step(likely)
+    consumed = [int(seconds / (slower * guessed_seconds(rung, peak)) * tokens_per_step(rung)) for rung in rungs]
+    bits = [predicted(rung, tokens, endless) for rung, tokens in zip(rungs, consumed)]
+    tokens = next(n for n, expected in zip(consumed, bits) if expected <= NEARLY * min(bits))
     most = max(LEAST_READ, int(READ_AHEAD * tokens * (math.log2(vocab_size) / 2 - 2)))  # bytes a token: 3 of 1024
     return most if most < text_bytes else None
 

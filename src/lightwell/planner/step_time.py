@@ -25,7 +25,7 @@ TRIAL_FLOPS = 2e11  # of a trial step: a second on a laptop. The time of a large
 class Trial:
     """A model of a complete config that can be stepped on random tokens, `rows` sequences at a time."""
 
-    def __init__(self, config: RunConfig, device: Device, rows: int) -> None:
+    def __init__(self, config: RunConfig, device: Device, rows: int, compile: bool = False) -> None:
         model_config = config.model.complete()
         model = GPT(model_config, generator(0, "trial")).to(device.torch_device).train()
         T = model_config.context_length
@@ -33,7 +33,7 @@ class Trial:
         self.batch = Batch(ids, ids.clone(), torch.zeros_like(ids), range(rows))
         self.tokens = rows * T
         self.device, self.config = device, config
-        self.replicas = Replicas(model, World())
+        self.replicas = Replicas(model, World(), compile=compile)
         self.optimizer = Optimizer(
             model, model_config, config.optimizer, peak_rates(config.optimizer, model_config), device
         )
