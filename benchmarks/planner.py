@@ -1,0 +1,93 @@
+"""The planner against the truth: what it predicted against what came out, its choice against a sweep of sizes.
+
+    python benchmarks/planner.py TEXT ... --minutes 1 [--sweep] [--val VAL]
+
+Each run is `lightwell pretrain TEXT --minutes M` in a process of its own; with --sweep also nine sizes around the
+ladder, fixed by hand, for the same minutes: a text and a budget then take ten times the minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import common
+
+SWEEP = (  # layers, width, heads, context
+    (2, 64, 2, 64),
+    (2, 96, 3, 64),
+    (3, 96, 3, 64),
+    (3, 128, 4, 64),
+    (4, 128, 4, 64),
+    (4, 128, 4, 128),
+    (4, 192, 3, 128),
+    (5, 256, 4, 128),
+    (6, 320, 5, 256),
+)
+
+
+def pretrain(text: str, minutes: float, val: str | None, *settings: str) -> dict:
+    """One run; held-out bits per byte of `lightwell evaluate`, on all of the held-out part."""
+    with tempfile.TemporaryDirectory() as parent:
+        command = [sys.executable, "-m", "lightwell"]
+        asked = ["pretrain", text, "--minutes", str(minutes), "--out", f"{parent}/run", "--json"]
+        asked += ["--val", val] if val else []
+        asked += [part for setting in settings for part in ("--set", setting)]
+        start = time.perf_counter()
+        done = subprocess.run([*command, *asked], capture_output=True, text=True)
+        seconds = time.perf_counter() - start
+        if done.returncode:
+            raise RuntimeError(done.stderr)
+        shown = subprocess.run([*command, "evaluate", f"{parent}/run", "--json"], capture_output=True, text=True)
+        found, measured = json.loads(done.stdout), json.loads(shown.stdout)
+        return {
+            "bits_per_byte": measured["bits_per_byte"],
+            "standard_error": measured["standard_error"],
+            "predicted": found["predicted"]["bits_per_byte"],
+            "parameters": found["parameters"],
+            "tokens": found["tokens"],
+            "seconds": round(seconds, 1),
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("texts", nargs="+")
+    parser.add_argument("--minutes", type=float, nargs="+", default=[1.0])
+    parser.add_argument("--val", help="held-out text, for a single TEXT")
+    parser.add_argument("--sweep", action="store_true")
+    args = parser.parse_args()
+    print(common.machine())
+    print("| text | minutes | took s | parameters | bits per byte | predicted | off | best of the sweep |")
+    print("|---|---|---|---|---|---|---|---|")
+    for text in args.texts:
+        for minutes in args.minutes:
+            row = pretrain(text, minutes, args.val)
+            best = sweep(text, minutes, args.val) if args.sweep else ""
+            off = f"{row['bits_per_byte'] / row['predicted'] - 1:+.1%}"
+            print(
+                f"| {Path(text).stem} | {minutes:g} | {row['seconds']} | {row['parameters']:,} "
+                f"| {row['bits_per_byte']:.3f} | {row['predicted']:.3f} | {off} | {best} |",
+                flush=True,
+            )
+
+
+def sweep(text: str, minutes: float, val: str | None) -> str:
+    """The best of nine sizes, in words; the others go to stderr."""
+    found = {}
+    for layers, width, heads, context in SWEEP:
+        sizes = {"n_layers": layers, "emb_dim": width, "n_heads": heads, "context_length": context}
+        settings = [*(f"model.{key}={value}" for key, value in sizes.items()), "train.batch_size=16"]
+        found[f"{layers} x {width} at {context}"] = row = pretrain(text, minutes, val, *settings)
+        print(f"  {layers} x {width} at {context}: {row}", file=sys.stderr, flush=True)
+    name = min(found, key=lambda size: found[size]["bits_per_byte"])
+    return f"{name}: {found[name]['bits_per_byte']:.3f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""What was predicted before the first step stands beside the outcome: in the run, in the library, on the screen."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import lightwell
+from lightwell.cli.result import said_of_prediction
+from lightwell.inspection import describe_runs
+from lightwell.planner.predict import predict_bits_per_byte
+from lightwell.planner.text import describe
+from lightwell.store.checkpoints import list_checkpoints, step_of
+from lightwell.store.database import RunDatabase
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+SIZES = {"n_layers": 1, "emb_dim": 16, "n_heads": 2, "context_length": 16}
+SETTINGS = [*(f"model.{key}={value}" for key, value in SIZES.items()), "tokenizer.kind=bytes", "train.batch_size=4"]
+
+
+def train(out, **request):
+    request["settings"] = SETTINGS + request.get("settings", [])
+    return lightwell.pretrain(GOLDEN / "well.txt", val=GOLDEN / "well-held-out.txt", out=out, device="cpu", **request)
+
+
+def events(run, kind):
+    with RunDatabase(run.path / "run.sqlite", read_only=True) as database:
+        return database.events(kind)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("runs") / "run", steps=8)
+
+
+def test_the_prediction_is_stored_before_the_first_step(run):
+    (plan,) = events(run, "plan")
+    assert plan["step"] == 0
+    expected = predict_bits_per_byte(run.outcome()["parameters"], 8 * 4 * 16, describe(run.dataset()))
+    assert plan["details"]["bits_per_byte"] == pytest.approx(expected)
+    assert plan["time"] < events(run, "steps")[0]["time"] <= events(run, "outcome")[0]["time"]
+
+
+def test_the_outcome_is_measured_on_the_held_out_part_and_compared(run):
+    outcome = run.outcome()
+    assert outcome["heldout"]["bits_per_byte"] == pytest.approx(run.evaluate().bits_per_byte, rel=0.02)
+    predicted = outcome["predicted"]
+    assert predicted["off"] == pytest.approx(outcome["heldout"]["bits_per_byte"] / predicted["bits_per_byte"] - 1)
+    (row,) = describe_runs([run.path])
+    assert row["predicted"] == predicted
+    assert row["heldout"]["bits_per_byte"] == outcome["heldout"]["bits_per_byte"]
+    json.dumps(outcome, allow_nan=False)
+
+
+def test_it_is_said_in_a_sentence():
+    said = said_of_prediction({"bits_per_byte": 2.0, "off": 0.05})
+    assert said == "Predicted before the first step: 2.000 bits per byte; the outcome is 5.0% above that."
+    assert said_of_prediction({"bits_per_byte": 2.0, "off": -0.05}).endswith("5.0% below that.")
+    assert said_of_prediction({"bits_per_byte": None, "off": None}) is None
+
+
+def test_the_best_checkpoint_is_what_the_run_gives_afterwards(tmp_path):
+    """At a rate at which nothing is learned, an early evaluation is the best."""
+    run = train(
+        tmp_path / "run",
+        steps=12,
+        settings=["optimizer.learning_rate=3.0", "optimizer.muon_learning_rate=3.0", "train.eval_every=3"],
+    )
+    losses = dict(run.metrics["heldout.loss"])
+    best = min(losses, key=lambda step: losses[step])
+    assert best < 12, "otherwise there is nothing to see here"
+    assert run.step == best
+    assert step_of(run.checkpoint) == best
+    assert run.outcome()["steps"] == step_of(list_checkpoints(run.path)[-1]) == 12
+    lightwell.resume(run.path, extend_steps=2)
+    again = lightwell.load(run.path, device="cpu")
+    assert again.outcome()["steps"] == 14
+
+
+def test_a_budget_of_minutes_is_planned_and_kept_in_the_run(tmp_path):
+    run = train(tmp_path / "run", minutes=0.05)
+    (plan,) = events(run, "plan")
+    assert plan["details"]["step_seconds"] > 0
+    assert run.config.budget.most_tokens
+    assert run.config.runtime.compile is False
+    assert run.outcome()["predicted"]["bits_per_byte"] == plan["details"]["bits_per_byte"]
