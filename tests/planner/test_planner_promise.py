@@ -64,7 +64,12 @@ def test_the_best_checkpoint_is_what_the_run_gives_afterwards(tmp_path):
     run = train(
         tmp_path / "run",
         steps=12,
-        settings=["optimizer.learning_rate=3.0", "optimizer.muon_learning_rate=3.0", "train.eval_every=3"],
+        settings=[
+            "optimizer.learning_rate=3.0",
+            "optimizer.muon_learning_rate=3.0",
+            "train.eval_every=3",
+            "schedule.name=constant",
+        ],
     )
     losses = dict(run.metrics["heldout.loss"])
     best = min(losses, key=lambda step: losses[step])
