@@ -41,7 +41,7 @@ from lightwell.model.build import GPT
 from lightwell.model.count import parameters
 from lightwell.model.gpt2 import GPT2
 from lightwell.model.modern import Modern
-from lightwell.planner.choose import Choice, bytes_to_read, choose, choose_vocab_size
+from lightwell.planner.choose import Choice, bytes_to_read, choose, choose_vocab_size, require_memory
 from lightwell.planner.text import describe as describe_text
 from lightwell.runtime.device import Device, choose_device
 from lightwell.runtime.observer import Observer
@@ -355,6 +355,7 @@ def begin_run(
     choice = plan_run(config, dataset, device, parent, peak, began)
     for reason in choice.reasons:
         say(reason)
+    require_memory(choice.config, device)
     create(path, to_raw(choice.config), asked.raw, dataset.tokenizer, dataset.path)
     with RunDatabase(path / DATABASE) as database:
         database.delete_after(-1)  # what an attempt left that ended before it trained

@@ -5,7 +5,7 @@ import torch
 
 from lightwell.config.presets import PRESETS, preset
 from lightwell.config.run import changed, parse, to_raw
-from lightwell.errors import ConfigError
+from lightwell.errors import ConfigError, UserError
 from lightwell.model.count import memory_bytes
 from lightwell.planner import choose as planner
 from lightwell.planner.compiling import Compiled
@@ -123,6 +123,19 @@ def test_a_batch_that_does_not_fit_is_split_until_it_does(fake_speed, monkeypatc
     assert planner.split_to_fit(config, needed(1), CPU) is None
     monkeypatch.setattr(planner, "free_bytes", lambda: int(needed(16) / planner.MEMORY_SHARE) + 1)
     assert chosen(300, raw).config.train.micro_batch_size == 16
+
+
+def test_a_run_that_no_memory_is_free_for_is_refused_before_it_begins(monkeypatch):
+    raw = {"model": {"emb_dim": 256, "n_heads": 4, "n_layers": 4, "context_length": 256}, "train": {"batch_size": 48}}
+    config = changed(parse(raw), model={"vocab_size": 1024}, train={"micro_batch_size": 8})
+    needed = planner.needed_bytes(config, 8, CPU)
+    monkeypatch.setattr(planner, "free_bytes", lambda: needed + 1)
+    planner.require_memory(config, CPU)
+    monkeypatch.setattr(planner, "free_bytes", lambda: needed - 1)
+    with pytest.raises(UserError, match="fits into"):
+        planner.require_memory(config, CPU)
+    monkeypatch.setattr(planner, "free_bytes", lambda: None)
+    planner.require_memory(config, CPU)
 
 
 def test_only_models_that_fit_into_memory_are_tried(fake_speed, monkeypatch):

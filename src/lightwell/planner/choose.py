@@ -14,7 +14,7 @@ from typing import Any
 
 from lightwell.config.check import Problems
 from lightwell.config.run import RunConfig, changed
-from lightwell.errors import ConfigError
+from lightwell.errors import ConfigError, UserError
 from lightwell.model.count import flops_per_token, memory_bytes, parameters
 from lightwell.planner.compiling import try_compile
 from lightwell.planner.predict import predict_bits_per_byte
@@ -205,18 +205,35 @@ def split_to_fit(config: RunConfig, free: int | None, device: Device) -> RunConf
     batch_size = config.train.batch_size or 1
     fixed = config.train.micro_batch_size
     for rows in [fixed] if fixed else [n for n in range(batch_size, 0, -1) if batch_size % n == 0]:
-        needed = memory_bytes(
-            config.model.complete(),
-            rows,
-            dtype_bytes=device.dtype.itemsize,
-            optimizer=config.optimizer.name,
-            checkpoint_activations=config.runtime.checkpoint_activations,
-            accumulate=rows < batch_size,
-            device="cuda" if device.kind == "cuda" else "cpu",
-        )["total"]
-        if free is None or needed < MEMORY_SHARE * free:
+        if free is None or needed_bytes(config, rows, device) < MEMORY_SHARE * free:
             return config if rows in (batch_size, fixed) else changed(config, train={"micro_batch_size": rows})
     return None
+
+
+def needed_bytes(config: RunConfig, rows: int, device: Device) -> int:
+    """What a step with so many sequences at once takes at its peak."""
+    return memory_bytes(
+        config.model.complete(),
+        rows,
+        dtype_bytes=device.dtype.itemsize,
+        optimizer=config.optimizer.name,
+        checkpoint_activations=config.runtime.checkpoint_activations,
+        accumulate=rows < (config.train.batch_size or 1),
+        device="cuda" if device.kind == "cuda" else "cpu",
+    )["total"]
+
+
+def require_memory(config: RunConfig, device: Device) -> None:
+    """Raise UserError for a run that a CPU has no memory for: nothing would, and the system would end the process."""
+    free = free_memory(device)
+    rows = config.train.micro_batch_size or config.train.batch_size or 1
+    needed = needed_bytes(config, rows, device)
+    if device.kind == "cpu" and free is not None and needed > free:
+        raise UserError(
+            f"expected a step that fits into {free / 1e9:.1f} GB of free memory, got one that needs about"
+            f" {needed / 1e9:.1f} GB.",
+            "Choose a smaller model, train.micro_batch_size=1, or --set runtime.checkpoint_activations=true.",
+        )
 
 
 def reasons(best: Candidate, tried: list[Candidate], too_large: list[str], text: Text, peak: float) -> list[str]:
