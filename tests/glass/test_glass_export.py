@@ -135,8 +135,9 @@ def test_numbers_of_a_file_are_those_of_the_step(tmp_path):
     checked = 0
     for value, said in zip(t.values, data["values"], strict=True):
         if said["elements"] is not None and value.readable and value.dtype != torch.bool:
-            numbers = [float(x) for x in said["elements"]]
-            assert torch.equal(torch.tensor(numbers, dtype=value.dtype), value.read().reshape(-1))
+            numbers = torch.tensor([float(x) for x in said["elements"]], dtype=value.dtype)
+            same = (numbers == value.read().reshape(-1)) | numbers.isnan() & value.read().reshape(-1).isnan()
+            assert same.all()  # what empty_like found in memory may be NaN
             checked += value.numel
     assert checked > 5000
     for edge in data["edges"]:

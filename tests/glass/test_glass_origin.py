@@ -168,3 +168,16 @@ def test_a_snapshot_without_numbers_still_knows():
 def test_an_open_trace_is_refused():
     with lightwell.trace() as t, pytest.raises(TraceError, match="closed"):
         t.origins()
+
+
+def test_memory_that_nobody_has_written_to_is_not_accused():
+    like = torch.ones(64)
+    with lightwell.trace() as t:
+        for _ in range(8):
+            x = torch.empty_like(like)
+            x.fill_(1.0)
+    for operation in t.operations:
+        if operation.name == "empty_like":
+            operation.outputs[0]._content.fill_(math.nan)  # what may have been there
+            operation.outputs[0]._version = None
+    assert t.origins().first is None

@@ -16,6 +16,7 @@ an eager run.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import threading
@@ -93,7 +94,7 @@ class Recorder:
         self._parent: int | None = None
         self._optimizing = False
         self._compiled = False
-        self._call: ApiCall | None = None
+        self._call: Any = None  # the function that the program called; the ApiCall, when a kernel of it has run
         self._call_frame: FrameType | None = None
         self._codes: set[CodeType] = set()
         self._recomputed: dict[int, int] = {}  # operation whose node asked -> the last one recomputed for it
@@ -108,6 +109,9 @@ class Recorder:
         self._thread = threading.get_ident()
         with ExitStack() as stack:
             stack.callback(self._close)
+            if gc.isenabled():  # each run of the collector would walk over everything that was recorded so far
+                gc.disable()
+                stack.callback(gc.enable)
             if self._open_attention:
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             for handle in (
@@ -166,7 +170,7 @@ class Recorder:
     def api_call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], frame: FrameType) -> Any:
         """One call of the program, entered in the trace when its first kernel runs: reading `x.shape` runs none."""
         outer = self._call, self._call_frame
-        self._call, self._call_frame = ApiCall(_name_of(function)), frame
+        self._call, self._call_frame = function, frame
         try:
             return function(*args, **kwargs)
         finally:
@@ -178,7 +182,8 @@ class Recorder:
         if call is None:
             call = ApiCall(operation.name)
             self._enter_call(call, frame)
-        elif call.id < 0:
+        elif not isinstance(call, ApiCall):
+            call = self._call = ApiCall(_name_of(call))
             self._enter_call(call, self._call_frame)
         call.operations.append(operation.id)
         operation.call, operation.file, operation.line = call, call.file, call.line
@@ -209,19 +214,20 @@ class Recorder:
         in_backward = torch._C._current_graph_task_id() != -1
         if in_backward and not torch.is_grad_enabled():
             return self._backward_kernel(op, args, kwargs)
-        operation = Operation(len(self._operations), "kernel", _traits(op)[0])
+        name, writes = _traits(op)
+        operation = Operation(len(self._operations), "kernel", name)
         operation.op, operation.parent = op, self._parent
         operation.args = tuple([self._with_values(a) for a in args])
         operation.kwargs = {name: self._with_values(a) for name, a in kwargs.items()} if kwargs else kwargs
-        operation.phase = self._phase(op, args, kwargs, in_backward)
+        written = _written(writes, args, kwargs) if writes else []
+        operation.phase = self._phase(written, in_backward)
         self._operations.append(operation)
         if torch.is_grad_enabled():
             self._nodes.ran(operation, torch.autograd._get_sequence_nr() - 1)
         self._where(operation, sys._getframe(2))
         if operation.phase == "recompute":
             self._pair_recomputed(operation)
-        written = self._written(op, args, kwargs)
-        bases = _bases(written) if torch.is_grad_enabled() else []
+        bases = _bases(written) if written and torch.is_grad_enabled() else []
         for base in bases:  # known before the write, so that it is copied out as well
             self._values.of(base)
         for tensor in written:
@@ -238,13 +244,14 @@ class Recorder:
 
     def _backward_kernel(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Arithmetic inside a node: its name and shapes are noted, the numbers are those of the node's edges."""
-        for tensor in self._written(op, args, kwargs):
+        writes = _traits(op)[1]
+        for tensor in _written(writes, args, kwargs) if writes else ():
             self._values.before_write(tensor, None)
         result = op(*args, **kwargs)
         node = torch._C._current_autograd_node()
         operation = None if node is None else self._nodes.running(node)
         if operation is not None:
-            operation.backward.append((str(op), [list(t.shape) for t in _tensors(result)]))
+            operation.ran.append((op, [t.shape for t in _tensors(result)]))
         return result
 
     def _with_values(self, argument: Any) -> Any:
@@ -259,22 +266,14 @@ class Recorder:
             return (self._values.add(result, operation, 0, role),)
         return tuple([self._values.add(t, operation, i, role) for i, t in enumerate(_tensors(result))])
 
-    @staticmethod
-    def _written(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-        """The tensors that an operation is about to write into."""
-        return [
-            tensor
-            for position, name in _traits(op)[1]
-            for tensor in _tensors(args[position] if position < len(args) else kwargs.get(name))
-        ]
-
-    def _phase(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], in_backward: bool) -> Phase:
+    def _phase(self, written: list[Tensor], in_backward: bool) -> Phase:
         if in_backward:
             again = self._names.current is not None or _on_stack(sys._getframe(3), _CHECKPOINT)
             return "recompute" if again else "backward"
         if self._optimizing:
             return "optimizer"
-        written = self._written(op, args, kwargs) if self._passes and not torch.is_grad_enabled() else []
+        if not self._passes or torch.is_grad_enabled():
+            return "forward"
         return "optimizer" if any(t.is_leaf and t.requires_grad for t in written) else "forward"
 
     def _pair_recomputed(self, operation: Operation) -> None:
@@ -418,13 +417,13 @@ class _Kernels(TorchDispatchMode):
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
-        self._recorder = recorder
+        self._kernel = recorder.kernel
 
     def __torch_dispatch__(
         self, op: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         with torch._C.DisableTorchFunction():  # reading a tensor's shape is not a call of the program
-            return self._recorder.kernel(op, args, kwargs or {})
+            return self._kernel(op, args, kwargs or {})
 
 
 class _Replaced:
@@ -445,12 +444,25 @@ class _Replaced:
             delattr(self._owner, self._name)
 
 
-@cache
-def _traits(op: OpOverload) -> tuple[str, tuple[tuple[int, str], ...]]:
-    """An operation's name without namespace and overload, and the arguments that it writes into (position, name)."""
-    name = op._schema.name.split("::")[-1]
-    arguments = enumerate(op._schema.arguments)
-    return name, tuple((i, a.name) for i, a in arguments if a.alias_info is not None and a.alias_info.is_write)
+Writes = tuple[tuple[int, str], ...]  # the arguments that an operation writes into: position, name
+_KNOWN: dict[int, tuple[OpOverload, str, Writes]] = {}  # by id: computing an operation's hash takes longer than this
+
+
+def _traits(op: OpOverload) -> tuple[str, Writes]:
+    """An operation's name without namespace and overload, and the arguments that it writes into."""
+    known = _KNOWN.get(id(op))
+    if known is None:
+        name = op._schema.name.split("::")[-1]
+        arguments = enumerate(op._schema.arguments)
+        writes = tuple((i, a.name) for i, a in arguments if a.alias_info is not None and a.alias_info.is_write)
+        known = _KNOWN[id(op)] = op, name, writes
+    return known[1], known[2]
+
+
+def _written(writes: Writes, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors that an operation is about to write into."""
+    found = (args[position] if position < len(args) else kwargs.get(name) for position, name in writes)
+    return [tensor for argument in found for tensor in _tensors(argument)]
 
 
 @cache

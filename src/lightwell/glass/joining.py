@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -268,11 +268,16 @@ def _quietly(hook: Callable[..., None], *args: Any) -> None:
 def _belongs(operation: Operation, node: Any) -> bool:
     if operation.kind == "function":
         return getattr(type(node), "_forward_cls", None) is operation.function
-    name = node.name().rsplit("::", 1)[-1].split("Backward")[0].lower()
-    ours = operation.name.replace("_", "").lower()
-    if name and (ours.startswith(name) or name.startswith(ours)):
+    if _alike(operation.name, node.name()):
         return True
     return any(v.source is not None and v.source.grad_fn is node for v in operation.outputs)
+
+
+@cache
+def _alike(operation: str, node: str) -> bool:
+    """Whether the name of a node is that of an operation: "AddmmBackward0" and "addmm"."""
+    name, ours = node.rsplit("::", 1)[-1].split("Backward")[0].lower(), operation.replace("_", "").lower()
+    return bool(name) and (ours.startswith(name) or name.startswith(ours))
 
 
 def _output_indices(operation: Operation, node: Any) -> list[int | None]:
@@ -281,9 +286,12 @@ def _output_indices(operation: Operation, node: Any) -> list[int | None]:
     if operation.kind == "function" or metadata is None:
         return list(range(len(operation.outputs)))
     indices: list[int | None] = []
-    remaining = [i for i, v in enumerate(operation.outputs) if v.is_float]
+    outputs = operation.outputs
+    if len(metadata) == len(outputs) == 1 and outputs[0].is_float:
+        return [0 if list(metadata[0].shape) == list(outputs[0].shape) else None]
+    remaining = [i for i, v in enumerate(outputs) if v.is_float]
     for entry in metadata:
-        found = next((i for i in remaining if tuple(operation.outputs[i].shape) == tuple(entry.shape)), None)
+        found = next((i for i in remaining if tuple(outputs[i].shape) == tuple(entry.shape)), None)
         indices.append(found)
         if found is not None:
             remaining = [i for i in remaining if i > found]

@@ -80,13 +80,12 @@ class Operation:
     `args` and `kwargs` are the arguments with a Value in the place of each tensor. `sequence` is autograd's number of
     the node that belongs to it and `node` that node's name ("" if it needs no gradient). `parent` is the custom
     function inside which it ran, `again` the operation that it recomputes, `owner` the kernel during which autograd
-    made a step of its own. `backward` lists the kernels that its node ran, with the shapes of their results.
+    made a step of its own. `ran` are the kernels of its node, with the shapes of their results.
     """
 
     __slots__ = (
         "again",
         "args",
-        "backward",
         "call",
         "differentiable",
         "file",
@@ -104,6 +103,7 @@ class Operation:
         "owner",
         "parent",
         "phase",
+        "ran",
         "sequence",
     )
 
@@ -127,11 +127,16 @@ class Operation:
         self.owner: Operation | None = None
         self.again: int | None = None
         self.flows: list[Flow] = []
-        self.backward: list[tuple[str, list[list[int]]]] = []
+        self.ran: list[tuple[OpOverload, list[torch.Size]]] = []
         self.differentiable: dict[Path, tuple[int | None, int]] = {}  # path -> (operation autograd leads to, output)
 
     def __repr__(self) -> str:
         return f"<Operation {self.id}: {self.name} {self.place}>"
+
+    @property
+    def backward(self) -> list[tuple[str, list[list[int]]]]:
+        """The kernels that its node ran, each with the shapes of its results."""
+        return [(str(op), [list(shape) for shape in shapes]) for op, shapes in self.ran]
 
     @property
     def place(self) -> str:

@@ -214,7 +214,7 @@ class Trace:
         for operation in self.operations:
             phases[operation.phase] = phases.get(operation.phase, 0) + 1
         counts = ", ".join(f"{n} {phase}" for phase, n in phases.items())
-        kernels = sum(len(operation.backward) for operation in self.operations)
+        kernels = sum(len(operation.ran) for operation in self.operations)
         lines = [
             f"{len(self.operations)} operations ({counts}) for {len(self.calls)} calls in {len(self.modules)} modules; "
             f"{len(self.passes)} backward passes with {kernels} kernels; {len(self.edges)} edges, "
