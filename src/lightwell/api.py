@@ -27,7 +27,7 @@ from lightwell.data.dataset import Dataset, is_dataset, open_dataset
 from lightwell.data.prepare import prepare
 from lightwell.data.shards import TokenStream
 from lightwell.data.sources import collect, standard_library
-from lightwell.errors import RunError, StoppedEarly, TokenizerError, UserError
+from lightwell.errors import DamagedError, RunError, StoppedEarly, TokenizerError, UserError
 from lightwell.evaluation.loss import evaluate_stream
 from lightwell.evaluation.report import Evaluation
 from lightwell.files.lock import lock_folder
@@ -223,11 +223,15 @@ def outcome_of(path: Path) -> dict[str, Any] | None:
 
 
 def handed_over(path: Path, newest: Path) -> Path:
-    """The checkpoint that a run hands over: of a finished one the best by held-out text, otherwise the newest."""
+    """The checkpoint that a run hands over: of a finished one the best by held-out text, otherwise (and where that is
+    broken) the newest good one."""
     best = checkpoint_path(path, (outcome_of(path) or {}).get("handed_over", step_of(newest)))
     if best == newest or not best.is_dir():
         return newest
-    verify_checkpoint(best)
+    try:
+        verify_checkpoint(best)
+    except DamagedError:
+        return newest
     return best
 
 
