@@ -28,6 +28,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
 from torch._ops import OpOverload
 from torch.autograd.function import _SingleLevelFunction
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -415,6 +416,11 @@ class _Functions(TorchFunctionMode):
 class _Kernels(TorchDispatchMode):
     supports_higher_order_operators = True
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """PyTorch would hold its compiler back around each kernel, which takes longer than recording it: see below."""
+        return False
+
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
         self._kernel = recorder.kernel
@@ -424,6 +430,10 @@ class _Kernels(TorchDispatchMode):
     ) -> Any:
         with torch._C.DisableTorchFunction():  # reading a tensor's shape is not a call of the program
             return self._kernel(op, args, kwargs or {})
+
+
+# Once for all: the compiler leaves this function, and all that it calls, to Python.
+set_code_exec_strategy(_Kernels.__torch_dispatch__.__code__, _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.SKIP))
 
 
 class _Replaced:
