@@ -252,7 +252,10 @@ def _planned(config: RunConfig, asked: Request, device: Any) -> tuple[RunConfig,
     vocab_size = config.model.vocab_size or choose_vocab_size(n_bytes, seconds)
     text = PlannedText(n_bytes // 3, TYPICAL_DIFFICULTY, TYPICAL_BIGRAM)  # about three bytes a token
     choice = choose(changed(config, model={"vocab_size": vocab_size}), vocab_size, text, device, peak, seconds)
-    return choice.config, choice.reasons, peak
+    typical = [
+        "The text was not looked at: predictions are for typical prose and code. A prepared dataset gives its own."
+    ]
+    return choice.config, choice.reasons + (typical if choice.reasons else []), peak
 
 
 def export_run(path: str | Path, out: str | Path) -> dict[str, Any]:

@@ -47,9 +47,9 @@ class Rung:
 
 
 LADDER = (
-    Rung(64, 2, 2, 64, 16),
-    Rung(96, 3, 3, 64, 16),
-    Rung(128, 4, 4, 64, 16),
+    Rung(64, 2, 2, 128, 16),
+    Rung(96, 3, 3, 128, 16),
+    Rung(128, 4, 4, 128, 16),
     Rung(192, 4, 3, 128, 16),
     Rung(256, 5, 4, 128, 16),
     Rung(320, 6, 5, 256, 16),
@@ -157,7 +157,8 @@ def climb(rungs: dict[str, RunConfig], text: Text, device: Device, peak: float, 
     while time.perf_counter() < deadline:
         known = {place: candidate for place, candidate in tried.items() if candidate}
         best = min(known, key=lambda place: known[place].bits_per_byte, default=max(tried))
-        open_ones = [place for place in (best - 1, best + 1) if 0 <= place < len(names) and place not in tried]
+        near = (best - 1, best + 1, best + 2)  # the next may be slow for its size, and the one after it not
+        open_ones = [place for place in near if 0 <= place < len(names) and place not in tried]
         if not open_ones:
             break
         attempt(open_ones[0])
