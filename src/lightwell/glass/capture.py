@@ -39,7 +39,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lightwell.errors import TraceError
 from lightwell.glass.joining import Nodes
 from lightwell.glass.naming import Names
-from lightwell.glass.recording import ApiCall, Operation, Pass, Phase
+from lightwell.glass.recording import SEQUENCES, ApiCall, Operation, Pass, Phase
 from lightwell.glass.result import Trace
 from lightwell.glass.values import Role, Value, Values
 
@@ -258,7 +258,7 @@ class Recorder:
     def _with_values(self, argument: Any) -> Any:
         if isinstance(argument, Tensor):
             return self._values.of(argument)
-        if isinstance(argument, list | tuple):
+        if isinstance(argument, SEQUENCES):
             return type(argument)([self._with_values(item) for item in argument])
         return argument
 
@@ -505,6 +505,6 @@ def _name_of(function: Any) -> str:
 def _tensors(argument: Any) -> list[Tensor]:
     if isinstance(argument, Tensor):
         return [argument]
-    if isinstance(argument, list | tuple):
+    if isinstance(argument, SEQUENCES):
         return [t for item in argument for t in _tensors(item)]
     return []

@@ -34,10 +34,17 @@ Gradients = Sequence[Tensor | None]
 class _Link:
     """One node, its operation, and which output each incoming gradient is of, which input each outgoing."""
 
-    __slots__ = ("leaves", "operation", "outputs", "paths")
+    __slots__ = ("inputs", "leaves", "operation", "outputs", "paths")
 
-    def __init__(self, operation: Operation, outputs: list[int | None], paths: list[Path | None]) -> None:
+    def __init__(
+        self,
+        operation: Operation,
+        inputs: dict[Path, Value],
+        outputs: list[int | None],
+        paths: list[Path | None],
+    ) -> None:
         self.operation = operation
+        self.inputs = inputs
         self.outputs = outputs
         self.paths = paths
         self.leaves: list[Any] = []  # the parameter node an edge leads to, where its gradient must not be held
@@ -139,14 +146,15 @@ class Nodes:
             return self._own_step(node)
         operation.sequence = number
         operation.node = node.name()
-        paths = _input_paths(operation, node)
+        inputs = operation.inputs
+        paths = _input_paths(operation, inputs, node)
         if paths is None:
             self._disagreements.append(
                 f"{operation.name} ({operation.place}) has {len(node.next_functions)} gradients for "
-                f"{len(operation.inputs)} tensor inputs, and which belongs to which is not clear; they are not shown"
+                f"{len(inputs)} tensor inputs, and which belongs to which is not clear; they are not shown"
             )
             paths = [None] * len(node.next_functions)
-        return _Link(operation, _output_indices(operation, node), paths)
+        return _Link(operation, inputs, _output_indices(operation, node), paths)
 
     def _own_step(self, node: Any) -> _Link:
         """A node without a kernel of its own: an in-place write through a view, a view made again, a C++ function."""
@@ -163,7 +171,7 @@ class Nodes:
         paths: list[Path | None] = [("next", i) for i in range(len(node.next_functions))]
         if owner is not None:
             operation.outputs = self._written_whole(owner, node)
-        return _Link(operation, [0], paths)
+        return _Link(operation, {}, [0], paths)
 
     def _written_whole(self, owner: Operation, node: Any) -> tuple[Value, ...]:
         """What a write through a view made of the tensor behind the view."""
@@ -180,7 +188,7 @@ class Nodes:
     def _note_sources(self, node: Any, link: _Link) -> None:
         """Where autograd says each input came from, which must be where the values say it came from."""
         operation = link.operation
-        inputs = operation.inputs
+        inputs = link.inputs
         for path, (following, number) in zip(link.paths, node.next_functions):
             source = self._links.get(following)
             if path is None or following is None:
@@ -298,13 +306,12 @@ def _output_indices(operation: Operation, node: Any) -> list[int | None]:
     return indices
 
 
-def _input_paths(operation: Operation, node: Any) -> list[Path | None] | None:
+def _input_paths(operation: Operation, inputs: dict[Path, Value], node: Any) -> list[Path | None] | None:
     """For each gradient that the node gives, the input it is the gradient of; None if that cannot be told."""
     nexts = [n for n, _ in node.next_functions]
     if operation.kind == "function":
-        candidates = list(operation.inputs)
-        return list(candidates) if len(candidates) == len(nexts) else None
-    inputs = {path: v for path, v in operation.inputs.items() if v.is_float and path[0] != "out"}
+        return list(inputs) if len(inputs) == len(nexts) else None
+    inputs = {path: v for path, v in inputs.items() if v.is_float and path[0] != "out"}
     if len(inputs) == len(nexts):
         return list(inputs)
     asking = iter([path for path, v in inputs.items() if v.requires_grad])

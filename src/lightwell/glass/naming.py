@@ -27,6 +27,7 @@ class Names:
         self._records: dict[int, Module] = {}  # id of a module (held by its root) -> its record
         self._paths: dict[int, tuple[str, Module]] = {}
         self._held: list[torch.nn.Module] = []
+        self._by_path: dict[tuple[int, str], Module] = {}  # id of the root's record, path -> record
 
     @contextmanager
     def inside(self, module: torch.nn.Module) -> Iterator[None]:
@@ -72,18 +73,20 @@ class Names:
         return record
 
     def _record(self, module: torch.nn.Module, path: str, parent: Module | None) -> Module:
-        nearest = self._nearest(path, parent)
-        record = Module(path, type(module).__name__, nearest)
-        self._records[id(module)] = record
+        record = Module(path, type(module).__name__, self._nearest(path, parent))
+        self._records[id(module)] = self._by_path[id(_root_of(record)), path] = record
         self._held.append(module)
         self.modules.append(record)
         return record
 
     def _nearest(self, path: str, root: Module | None) -> Module | None:
         """The record of the longest path above this one."""
-        above = [m for m in self.modules if m is root or path.startswith(f"{m.path}.")]
-        inside = [m for m in above if m is root or _root_of(m) is _root_of(root)]
-        return max(inside, key=lambda m: len(m.path), default=root)
+        whole = id(_root_of(root))
+        while path:
+            path = path.rpartition(".")[0]
+            if (whole, path) in self._by_path:
+                return self._by_path[whole, path]
+        return root
 
     def _prefixes(self, variables: dict[int, str]) -> list[str]:
         if len(self._roots) < 2:

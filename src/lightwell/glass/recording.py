@@ -23,6 +23,7 @@ from lightwell.glass.call import Call, Path
 from lightwell.glass.values import Value
 
 Phase = Literal["forward", "backward", "recompute", "optimizer"]
+SEQUENCES = (list, tuple)  # once: `list | tuple` is a new object each time it is written
 
 
 class Module:
@@ -158,7 +159,7 @@ class Operation:
         for key, argument in _arguments(self.args, self.kwargs):
             if isinstance(argument, Value):
                 found[(key,)] = argument
-            elif isinstance(argument, list | tuple):
+            elif isinstance(argument, SEQUENCES):
                 found |= {(key, i): item for i, item in enumerate(argument) if isinstance(item, Value)}
         return found
 
@@ -257,7 +258,7 @@ def _arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[tup
 
 
 def _has_values(argument: Any) -> bool:
-    if isinstance(argument, list | tuple):
+    if isinstance(argument, SEQUENCES):
         return any(isinstance(item, Value) for item in argument)
     return isinstance(argument, Value)
 
@@ -269,6 +270,6 @@ def _is_written(argument: Any) -> bool:
 def _read(argument: Any) -> Any:
     if isinstance(argument, Value):
         return argument.read()
-    if isinstance(argument, list | tuple):
+    if isinstance(argument, SEQUENCES):
         return type(argument)(_read(item) for item in argument)
     return argument

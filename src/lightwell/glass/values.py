@@ -270,13 +270,16 @@ class Values:
 
     def finish(self) -> None:
         """The trace ends: from here on only PyTorch's own count of writes protects what is kept by reference."""
+        index = self._index
         for value in self.all:
-            if value.kept == "reference" and value._content is not None:
-                value._version = _version_of(value._content)
-                value.requires_grad |= value._content.requires_grad
-            for tensor in (value.source, *value._aliases):
-                if tensor is not None:
-                    self._index.setdefault(id(tensor), []).append(value)
+            content = value._content
+            if content is not None and value.kept == "reference":
+                value._version = _version_of(content)
+                value.requires_grad = value.requires_grad or content.requires_grad
+            if value.source is not None:
+                index.setdefault(id(value.source), []).append(value)
+            for tensor in value._aliases:
+                index.setdefault(id(tensor), []).append(value)
         self._by_storage, self._shown_at, self._reserved, self._writer = {}, {}, {}, {}
 
     def versions_of(self, tensor: Tensor) -> list[Value]:
