@@ -17,6 +17,7 @@ from itertools import pairwise
 from statistics import median
 from typing import Any, Protocol
 
+from lightwell.glass.notebook import Shown
 from lightwell.glass.pulse import noise_scale
 from lightwell.glass.wording import say
 from lightwell.show.units import number, percent
@@ -137,7 +138,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Diagnosis:
+class Diagnosis(Shown):
     """The findings, the surest first. `str()` for people, `to_dict()` for programs."""
 
     findings: list[Finding]

@@ -28,6 +28,7 @@ from lightwell.glass.call import Path
 from lightwell.glass.chain import Chain, chains
 from lightwell.glass.graph import Graph, Place, replay
 from lightwell.glass.noise import SAFETY, noise_floor, precision
+from lightwell.glass.notebook import Shown
 from lightwell.glass.recording import Edge, Operation
 from lightwell.glass.result import Trace
 from lightwell.glass.values import Value
@@ -81,7 +82,7 @@ class Way:
 
 
 @dataclass(frozen=True)
-class Explanation:
+class Explanation(Shown):
     """A gradient taken apart. `str()` is for people, `to_dict()` for programs.
 
     value      the gradient: the sum of all terms in float64 (float for an element, Tensor for a tensor)
@@ -119,7 +120,7 @@ class Explanation:
         return text(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values only; keys as in docs/trace-format.md."""
+        """Plain values only."""
         from lightwell.glass.explain_text import plain
 
         return plain(self)

@@ -18,6 +18,7 @@ import torch
 from lightwell.errors import TraceError
 from lightwell.glass.call import is_random
 from lightwell.glass.figures import figure, place_text
+from lightwell.glass.notebook import Shown
 from lightwell.glass.recording import Operation
 from lightwell.glass.result import Trace
 from lightwell.glass.rules import find
@@ -50,7 +51,7 @@ class Birth:
 
 
 @dataclass(frozen=True)
-class Origins:
+class Origins(Shown):
     """The births that were found, the first of each stage, in the order of the stages. None: all is finite."""
 
     births: list[Birth]

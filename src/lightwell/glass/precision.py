@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from lightwell.errors import TraceError
 from lightwell.glass.figures import plain
+from lightwell.glass.notebook import Shown
 from lightwell.glass.wording import say
 from lightwell.show.table import draw_table
 from lightwell.show.units import number
@@ -42,7 +43,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Precision:
+class Precision(Shown):
     """The audit of one step: `loss` by kind ("float64" among them), and every parameter that has a gradient."""
 
     loss: dict[str, float]

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from lightwell.glass.verify import Verification
 
 
+MOST_IN_A_CELL = 2000  # operations
+
+
 class Trace:
     """One recorded step. Empty until the `with` block has ended.
 
@@ -199,6 +202,15 @@ class Trace:
         self.require_closed()
         checked = None if verification is None else verification.to_dict()
         return save(self, path, verification=checked, title=title, language=language)
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the page of the trace, or in words what it holds if that is too much for a cell."""
+        from lightwell.glass import notebook
+        from lightwell.glass.page import page
+
+        if not self.closed or len(self.operations) > MOST_IN_A_CELL:
+            return notebook.text(str(self))
+        return notebook.frame(page(self.to_dict(), title="trace"), str(self).splitlines()[0])
 
     def require_closed(self) -> None:
         """Raises TraceError inside the `with` block."""

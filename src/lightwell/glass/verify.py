@@ -36,6 +36,7 @@ from lightwell.glass.differences import STEP, Slope, direction, slope_along
 from lightwell.glass.graph import replay
 from lightwell.glass.local import Local
 from lightwell.glass.noise import SAFETY, all_finite, noise_floor, precision
+from lightwell.glass.notebook import Shown
 from lightwell.glass.recording import FanOut, Flow, Operation
 from lightwell.glass.result import Trace
 from lightwell.glass.rules import find
@@ -75,7 +76,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Verification:
+class Verification(Shown):
     """All rows, in the order of the forward pass."""
 
     rows: list[Row]
