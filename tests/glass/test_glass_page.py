@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import lightwell
 from lightwell.glass import layout
 from lightwell.glass.page import page, to_dot, write_page
-from lightwell.glass.page_data import PageData, arranged, corner
+from lightwell.glass.page_data import PageData, arranged, corner, drawn
 from lightwell.glass.reads import reads
 from lightwell.glass.rules import find
 from lightwell.model.build import GPT
@@ -46,6 +46,12 @@ def written(trace, verification, tmp_path_factory):
     return write_page(trace.to_dict(), tmp_path_factory.mktemp("page") / "step.html", verification=verification)
 
 
+def shown(trace):
+    """The operations that are in the page, in its order."""
+    ids = {operation["id"] for operation in drawn(trace.to_dict())["operations"]}
+    return [operation for operation in trace.operations if operation.id in ids]
+
+
 def data_of(path):
     text = path.read_text(encoding="utf-8")
     return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1])
@@ -53,35 +59,38 @@ def data_of(path):
 
 def test_every_number_in_the_page_is_the_traces(trace, written):
     data = data_of(written)
-    assert len(data["ops"]) == len(trace.operations)
+    assert len(data["ops"]) == len(shown(trace)) > 60
     checked = 0
     for value in trace.values:
-        shown = data["values"].get(str(value.id))
-        if shown is None or not shown["data"] or not value.readable:
+        said = data["values"].get(str(value.id))
+        if said is None or not said["data"] or not value.readable:
             continue
         flat = value.read().reshape(-1)
-        places = shown.get("flat") or range(len(shown["data"]))
-        for place, number in zip(places, shown["data"], strict=True):
+        places = said.get("flat") or range(len(said["data"]))
+        for place, number in zip(places, said["data"], strict=True):
             assert number == pytest.approx(float(flat[place]), rel=1e-4, abs=1e-30)
             checked += 1
     assert checked > 2000
-    for operation, shown in zip(trace.operations, data["ops"], strict=True):
-        assert shown["outputs"] == [v.id for v in operation.outputs]
-        assert [i["value"] for i in shown["inputs"]] == [v.id for v in operation.inputs.values()]
+    for operation, said in zip(shown(trace), data["ops"], strict=True):
+        assert said["outputs"] == [v.id for v in operation.outputs]
+        assert [i["value"] for i in said["inputs"]] == [v.id for v in operation.inputs.values()]
 
 
 def test_gradients_and_sums_are_on_their_edges(trace, written):
     data = data_of(written)
-    back = {id(o): [i["gradient"] for i in s["inputs"]] for o, s in zip(trace.operations, data["ops"], strict=True)}
+    back = {id(o): [i["gradient"] for i in s["inputs"]] for o, s in zip(shown(trace), data["ops"], strict=True)}
     for edge in trace.edges:
         operation = trace.operations[edge.target]
-        shown = back[id(operation)][list(operation.inputs).index(edge.path)]
-        assert shown == (edge.gradient.id if edge.gradient is not None else None)
+        if id(operation) not in back:
+            assert not edge.gradients
+            continue
+        there = back[id(operation)][list(operation.inputs).index(edge.path)]
+        assert there == (edge.gradient.id if edge.gradient is not None else None)
     assert len(data["sums"]) == len(trace.fan_outs) == 5
     for fan_out in trace.fan_outs:
-        shown = data["sums"][str(fan_out.value.id)]
-        parts = [sum(data["values"][str(gradient)]["data"]) for _, gradient in shown["parts"]]
-        assert sum(parts) == pytest.approx(sum(data["values"][str(shown["total"])]["data"]), rel=1e-2, abs=1e-4)
+        said = data["sums"][str(fan_out.value.id)]
+        parts = [sum(data["values"][str(gradient)]["data"]) for _, gradient in said["parts"]]
+        assert sum(parts) == pytest.approx(sum(data["values"][str(said["total"])]["data"]), rel=1e-2, abs=1e-4)
 
 
 def test_the_page_is_one_file_that_asks_for_nothing(written):
@@ -163,12 +172,26 @@ def test_patterns_are_what_the_rules_index_map_says(trace):
     assert asked > 60
 
 
+def test_only_what_autograd_keeps_for_itself_is_left_out():
+    x = torch.tensor([1.0, 2.0], requires_grad=True)
+    with lightwell.trace() as t:
+        y = x.sigmoid()
+        (y + y.detach()).sum().backward()
+        x.detach()
+    names = [operation.name for operation in t.operations]
+    left = [operation.name for operation in shown(t)]
+    assert names.count("detach") >= 3
+    assert left.count("detach") == 2  # those that the program called
+    assert [name for name in names if name != "detach"] == [name for name in left if name != "detach"]
+
+
 def test_dot_has_every_operation_and_edge(trace):
-    dictionary = trace.to_dict()
+    dictionary = drawn(trace.to_dict())
     text = to_dot(dictionary)
     assert text.count("{") == text.count("}")
-    assert len(re.findall(r"^\s*o\d+ \[label", text, re.MULTILINE)) == len(trace.operations)
-    inner = [edge for edge in trace.edges if edge.source is not None]
+    assert len(re.findall(r"^\s*o\d+ \[label", text, re.MULTILINE)) == len(shown(trace))
+    here = {operation.id for operation in shown(trace)}
+    inner = [edge for edge in trace.edges if edge.source is not None and edge.target in here]
     assert len(re.findall(r"o\d+ -> o\d+;", text)) == len(inner)
     assert text.count("style=dashed") == sum(bool(edge.gradients) for edge in inner)
     assert '"cluster/blocks/0/attn"' in text
@@ -206,9 +229,9 @@ class TestInABrowser:
         assert browser.run("return performance.getEntriesByType('resource').length") == 0
 
     def test_the_script_packs_as_python_does(self, browser, trace):
-        root = arranged(trace.to_dict())
+        root = arranged(drawn(trace.to_dict()))
         keys = [box.key for box in layout.boxes(root)]
-        ids = [operation.id for operation in trace.operations]
+        ids = [operation.id for operation in shown(trace)]
         for folded in (set(), {"/blocks/0", "/blocks/1/attn"}):
             expected = layout.pack(root, lambda box, folded=folded: box.key not in folded)
             script = (
@@ -222,12 +245,12 @@ class TestInABrowser:
             assert len(found) == len(expected)
 
     def test_a_click_on_an_operation_shows_its_numbers(self, browser, trace):
-        gelu = next(o for o in trace.operations if o.name == "gelu")
-        browser.run(f"lightwell.choose({{op: {gelu.id}}})")
+        gelu = next(k for k, o in enumerate(shown(trace)) if o.name == "gelu")
+        browser.run(f"lightwell.choose({{op: {gelu}}})")
         browser.settle()
-        browser.run(f"lightwell.choose({{op: lightwell.D.ops[{gelu.id}].makers[0]}})")
+        browser.run(f"lightwell.choose({{op: lightwell.D.ops[{gelu}].makers[0]}})")
         browser.settle()
-        browser.click(f"[data-op='{gelu.id}']")
+        browser.click(f"[data-op='{gelu}']")
         assert browser.text("#details h2") == "gelu"
         assert "three ways" in browser.text("#details")
         assert browser.text("#details .verdict").startswith("✓ agree")
@@ -239,8 +262,8 @@ class TestInABrowser:
         assert browser.count("[aria-selected=true]") == 1
 
     def test_hovering_a_cell_lights_what_it_is_computed_from(self, browser, trace):
-        product = next(o for o in trace.operations if o.name == "mm")
-        browser.run(f"lightwell.choose({{op: {product.id}}})")
+        product = next(k for k, o in enumerate(shown(trace)) if o.name == "mm")
+        browser.run(f"lightwell.choose({{op: {product}}})")
         browser.settle()
         grids = browser.run(
             "return [...document.querySelectorAll('#details .grid')]"
@@ -310,7 +333,8 @@ class TestInABrowser:
         browser.open(write_page(trace.to_dict(), tmp_path / "wrong.html", verification=wrong))
         browser.settle()
         browser.click("#unfold")
-        browser.run(f"lightwell.choose({{op: {row['operation_id']}}})")
+        place = [operation.id for operation in shown(trace)].index(row["operation_id"])
+        browser.run(f"lightwell.choose({{op: {place}}})")
         browser.settle()
         assert browser.count(".node.disagree") == 1
         assert "✗" in browser.text(".node.disagree")

@@ -18,7 +18,7 @@ from typing import Any
 
 from lightwell.files.atomic import write_file
 from lightwell.glass import layout
-from lightwell.glass.page_data import PageData, Trace, arranged, inner_edges, shape_text
+from lightwell.glass.page_data import PageData, Trace, arranged, drawn, inner_edges, shape_text
 from lightwell.glass.wording import section
 from lightwell.show import html
 
@@ -42,7 +42,7 @@ def page(
     trace: Trace, *, verification: Mapping[str, Any] | None = None, title: str = "trace", language: str = "en"
 ) -> str:
     """The page as text."""
-    data = PageData(trace, verification, language)
+    data = PageData(drawn(trace), verification, language)
     body = _asset("page.html")
     for name, words in {**section("page", language), "title": title, "filled_summary": data.summary()}.items():
         body = body.replace("{{" + name + "}}", escape(words))
@@ -57,6 +57,7 @@ def page(
 
 def to_dot(trace: Trace) -> str:
     """The graph for Graphviz: modules as clusters, gradients as dashed edges that point back."""
+    trace = drawn(trace)
     operations = {operation["id"]: operation for operation in trace["operations"]}
     shapes = {value["id"]: shape_text(value["shape"]) for value in trace["values"]}
     lines = ["digraph trace {", "  node [shape=box, fontname=sans];", '  edge [color="#0072b2"];']

@@ -25,6 +25,21 @@ HALF = 9  # pixels from the middle of a node to its forward lane, and to its bac
 MARKS = {"agree": "✓", "disagree": "✗", "not checkable": "?", "not run": "·"}
 
 
+def drawn(trace: Trace) -> Trace:
+    """The trace without the detaches by which autograd keeps results for itself: the program did not ask for them, and
+    nobody reads what they give.
+    """
+    read = {edge["value"] for edge in trace["edges"]}
+    hidden = {
+        operation["id"]
+        for operation in trace["operations"]
+        if operation["name"] == "detach" != operation["call"] and read.isdisjoint(operation["outputs"])
+    }
+    operations = [operation for operation in trace["operations"] if operation["id"] not in hidden]
+    edges = [edge for edge in trace["edges"] if edge["target"] not in hidden]
+    return {**trace, "operations": operations, "edges": edges}
+
+
 def arranged(trace: Trace) -> layout.Box:
     """Where everything goes: a box for each module, and for each call of the program that ran several kernels."""
     operations = trace["operations"]
