@@ -19,9 +19,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import common
 import torch
 
+import common
 import lightwell
 from lightwell.store.checkpoint import load_model_only
 from lightwell.store.checkpoints import list_checkpoints
@@ -75,12 +75,15 @@ def damage(half: Path, place: str, expected: dict[str, torch.Tensor]) -> Iterato
             elif fault == "half of it missing":
                 file.write_bytes(good[: len(good) // 2])
             else:
-                file.write_bytes(good[: len(good) // 2] + bytes([good[len(good) // 2] ^ 1]) + good[len(good) // 2 + 1 :])
+                flipped = bytearray(good)
+                flipped[len(good) // 2] ^= 1
+                file.write_bytes(flipped)
             end = resume(run)
             if end == "refused":
                 file.parent.mkdir(exist_ok=True)
                 file.write_bytes(good)
                 end += f", then {resume(run)}"
+            print(f"{place}, {fault}: {end}", file=sys.stderr)
             yield place, fault, end + verdict(run, expected)
 
 
