@@ -222,3 +222,15 @@ def test_the_profile_says_where_the_time_goes(tmp_path):
     assert sum(operation["share"] for operation in found["operations"]) > 0.5
     assert found["tokens_per_second"] > 0
     assert any("mm" in operation["name"] for operation in found["operations"])
+
+
+def test_a_model_that_compiling_makes_faster_is_expected_to_see_more(fake_speed, monkeypatch):
+    plain = chosen(600)
+    monkeypatch.setattr(
+        planner, "try_compile", lambda config, device, step_seconds, left: Compiled(True, step_seconds / 2)
+    )
+    faster = chosen(600)
+    assert faster.config.runtime.compile is True
+    assert faster.expected["tokens"] == pytest.approx(2 * plain.expected["tokens"], rel=0.01)
+    assert faster.expected["bits_per_byte"] < plain.expected["bits_per_byte"]
+    assert plain.config.runtime.compile is False

@@ -100,6 +100,8 @@ def choose(
     lowest = min(candidate.bits_per_byte for candidate in tried)
     best = next(c for c in tried if c.bits_per_byte <= CLOSE * lowest)
     compiled = try_compile(best.config, device, best.step_seconds, seconds)
+    if compiled.pays:
+        best = candidate(best.name, best.config, compiled.step_seconds, text, seconds)
     return Choice(
         changed(
             best.config, budget={"most_tokens": most_tokens(best.config, text)}, runtime={"compile": compiled.pays}
@@ -108,7 +110,7 @@ def choose(
         {
             "bits_per_byte": best.bits_per_byte,
             "tokens": best.tokens,
-            "step_seconds": compiled.step_seconds,
+            "step_seconds": best.step_seconds,
             "candidates": {c.name: c.bits_per_byte for c in tried},
         },
     )
@@ -150,8 +152,7 @@ def climb(rungs: dict[str, RunConfig], text: Text, device: Device, peak: float, 
         if found is None:
             tried[place] = None
             return
-        tokens = min(int((1 - OVERHEAD) * seconds / found * tokens_per_step(config)), most_tokens(config, text))
-        tried[place] = Candidate(names[place], config, found, tokens, predicted(config, tokens, text))
+        tried[place] = candidate(names[place], config, found, text, seconds)
 
     attempt(likeliest(list(rungs.values()), text, peak, seconds))
     while time.perf_counter() < deadline:
@@ -163,6 +164,13 @@ def climb(rungs: dict[str, RunConfig], text: Text, device: Device, peak: float, 
             break
         attempt(open_ones[0])
     return [candidate for _, candidate in sorted(tried.items()) if candidate]
+
+
+def candidate(name: str, config: RunConfig, step_seconds: float, text: Text, seconds: float) -> Candidate:
+    """What is predicted of a config whose steps take `step_seconds`."""
+    tokens = int((1 - OVERHEAD) * seconds / step_seconds * tokens_per_step(config))
+    tokens = min(tokens, most_tokens(config, text))
+    return Candidate(name, config, step_seconds, tokens, predicted(config, tokens, text))
 
 
 def likeliest(rungs: list[RunConfig], text: Text, peak: float, seconds: float) -> int:

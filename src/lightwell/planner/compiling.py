@@ -15,7 +15,7 @@ from lightwell.config.run import RunConfig
 from lightwell.planner.step_time import Trial
 from lightwell.runtime.device import Device
 
-TRY_SHARE = 0.05  # of the budget at most, for trying
+TRY_SHARE = 0.12  # of the budget at most, for trying
 USUAL_SECONDS, USUAL_SECONDS_PER_LAYER = 20.0, 5.0  # that compiling takes
 
 
