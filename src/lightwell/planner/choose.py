@@ -27,7 +27,9 @@ TRIAL_SHARE, TRIAL_SECONDS = 0.05, 30.0  # of the budget, for timing candidates:
 OVERHEAD = (
     0.15  # of the time goes to these trials, to evaluations, samples and saves, and to steps slower than the best
 )
-MEMORY_SHARE = 0.8  # of the free memory may be taken
+MEMORY_SHARE = (
+    0.6  # of the free memory may be taken by the estimate, which is 0.74 to 0.93 of what is measured (LOG.md)
+)
 LEAST_READ = 4_000_000  # bytes, however little the machine seems to do just now
 READ_AHEAD = 1.5  # times the text that the budget can consume is prepared
 MOST_EPOCHS = 5  # times that a text is gone through: more would be learning it by heart
