@@ -2,8 +2,8 @@
 
     python benchmarks/faults.py
 
-A run of 40 steps stands at step 20, with an older checkpoint at step 10. One file of it is damaged, or the disk fills up
-while it goes on; then it is resumed. "new": from step 20; "old": from step 10, the broken checkpoint set aside;
+A run of 40 steps stands at step 20, with an older checkpoint at step 10. One file of it is damaged, or the disk fills
+up while it goes on; then it is resumed. "new": from step 20; "old": from step 10, the broken checkpoint set aside;
 "refused": a sentence that names the file, nothing changed, and with the file put back it goes on. In each case the run
 must end with the weights of the undisturbed one, bit for bit: exit code 4 and "DIFFERENT" if one does not.
 """

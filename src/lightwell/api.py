@@ -284,8 +284,11 @@ def read_request(
     }
     given = {name: {key: v for key, v in section.items() if v is not None} for name, section in flags.items()}
     file = read_toml(Path(config)) if config else {}
+    shelf = read_preset(preset) if preset else {}
+    if minutes is not None:  # a preset's batch is for the tokens that it was made for; minutes are planned
+        shelf.get("train", {}).pop("batch_size", None)
     raw = merge(
-        read_preset(preset) if preset else {},
+        shelf,
         file,
         {name: section for name, section in given.items() if section},
         parse_settings(list(settings)),

@@ -18,7 +18,7 @@ from typer.main import get_command
 
 from lightwell.errors import LightwellError
 from lightwell.files.translate import translate
-from lightwell.runtime.waiting import let_threads_sleep
+from lightwell.runtime.waiting import let_threads_sleep, let_threads_wait_as_fits
 
 COMMANDS = {  # name -> one line for --help; the command lives in cli/<name>.py (a trailing _ where Python has the word)
     "pretrain": "Train a GPT on text.",
@@ -94,7 +94,8 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: list[str]) -> int:
     """Run a command and return its exit code."""
     as_json = "--json" in arguments
-    let_threads_sleep()
+    trains = arguments[:1] in (["pretrain"], ["resume"]) and not {"--help", "-h"} & set(arguments)
+    let_threads_wait_as_fits() if trains else let_threads_sleep()
     try:
         result = get_command(app).main(args=arguments, prog_name="lightwell", standalone_mode=False)
         return result if isinstance(result, int) else 0

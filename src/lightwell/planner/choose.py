@@ -34,6 +34,7 @@ LEAST_READ = 4_000_000  # bytes, however little the machine seems to do just now
 READ_AHEAD = 1.5  # times the text that the budget can consume is prepared
 MOST_EPOCHS = 5  # times that a text is gone through: more would be learning it by heart
 NEARLY = 1.02  # a model that may turn out to be the best, when there is little to tell by
+LEAST_STEPS = 100  # in which a model can begin to learn, where the batch is open
 CLOSE = 1.003  # predictions that differ by less are taken as equal: then the smaller model
 
 
@@ -101,6 +102,8 @@ def choose(
         return Choice(next(iter(rungs.values())), ["Nothing was measured: a step does not fit into the free memory."])
     lowest = min(candidate.bits_per_byte for candidate in tried)
     best = next(c for c in tried if c.bits_per_byte <= CLOSE * lowest)
+    if config.train.batch_size is None:
+        best = with_steps_enough(best, text, seconds)
     compiled = try_compile(best.config, device, best.step_seconds, seconds)
     if compiled.pays:
         best = candidate(best.name, best.config, compiled.step_seconds, text, seconds)
@@ -108,7 +111,7 @@ def choose(
         changed(
             best.config, budget={"most_tokens": most_tokens(best.config, text)}, runtime={"compile": compiled.pays}
         ),
-        reasons(best, tried, list(possible)[len(rungs) :], text, peak) + compiled.reasons,
+        reasons(best, tried, len(rungs), list(possible)[len(rungs) :], text, peak) + compiled.reasons,
         {
             "bits_per_byte": best.bits_per_byte,
             "tokens": best.tokens,
@@ -173,6 +176,17 @@ def candidate(name: str, config: RunConfig, step_seconds: float, text: Text, sec
     tokens = int((1 - OVERHEAD) * seconds / step_seconds * tokens_per_step(config))
     tokens = min(tokens, most_tokens(config, text))
     return Candidate(name, config, step_seconds, tokens, predicted(config, tokens, text))
+
+
+def with_steps_enough(best: Candidate, text: Text, seconds: float) -> Candidate:
+    """A smaller batch where the model is so large for the time that there would be hardly any steps."""
+    batch_size = best.config.train.batch_size or 1
+    steps = best.tokens / tokens_per_step(best.config)
+    rows = max(1, int(batch_size * steps / LEAST_STEPS))
+    if rows >= batch_size:
+        return best
+    config = changed(best.config, train={"batch_size": rows, "micro_batch_size": None})
+    return candidate(name_of(config), config, best.step_seconds * rows / batch_size, text, seconds)
 
 
 def likeliest(rungs: list[RunConfig], text: Text, peak: float, seconds: float) -> int:
@@ -247,7 +261,9 @@ def require_memory(config: RunConfig, device: Device) -> None:
         )
 
 
-def reasons(best: Candidate, tried: list[Candidate], too_large: list[str], text: Text, peak: float) -> list[str]:
+def reasons(
+    best: Candidate, tried: list[Candidate], possible: int, too_large: list[str], text: Text, peak: float
+) -> list[str]:
     """A few lines: what was measured, what was predicted for the neighbours, what was chosen and why."""
     rate = tokens_per_step(best.config) / best.step_seconds
     epochs = best.tokens / max(1, text.tokens)
@@ -258,7 +274,8 @@ def reasons(best: Candidate, tried: list[Candidate], too_large: list[str], text:
     if len(tried) > 1:
         said = "; ".join(f"{c.name}: {c.bits_per_byte:.3f} after {c.tokens / 1e6:.1f} M tokens" for c in tried)
         lines.append(f"Predicted held-out bits per byte (layers x width at context x batch): {said}.")
-    why = "the lowest prediction" if len(tried) > 1 else "as asked"
+    alone = "as asked" if possible == 1 else "the likeliest; there was time to measure no other"
+    why = "the lowest prediction" if len(tried) > 1 else alone
     if best.bits_per_byte > min(c.bits_per_byte for c in tried):
         why = "the smallest of those that are as good"
     size = parameters(best.config.model.complete())["total"]
