@@ -415,6 +415,7 @@ def go_on(
         dataset_path = folder.dataset_path
         if dataset_path is None:
             raise RunError(f"expected the data of {path}, found none.", "An imported model is trained with --from.")
+        world.on_main(lambda: str(open_dataset(dataset_path, verify=True).path))  # every byte, once
         dataset = open_dataset(dataset_path)
         if checkpoint.manifest.get("dataset", dataset.fingerprint) != dataset.fingerprint:
             raise RunError(
@@ -563,7 +564,7 @@ def open_or_prepare(
 ) -> Dataset:
     """The prepared dataset that was named, or one made from the text in the run's own folder."""
     if text and len(text) == 1 and is_dataset(Path(text[0])):
-        dataset = open_dataset(Path(text[0]))
+        dataset = open_dataset(Path(text[0]), verify=True)
         if parent and dataset.tokenizer.hash != parent.tokenizer.hash:
             raise UserError(
                 f"expected data prepared with the tokenizer of {parent.path}, got another one in {text[0]}.",

@@ -138,6 +138,20 @@ def test_a_flipped_byte_is_found_and_the_checkpoint_before_is_used(capsys, copy)
     assert run(["generate", str(copy), "Line", "--max-new-tokens", "3"]) == 0
 
 
+def test_a_flipped_byte_in_the_data_is_refused(capsys, copy):
+    """Going on would train on another text without a word."""
+    shard = copy / "dataset" / "train-00000.bin"
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    code, sentence = said(capsys, "resume", str(copy), "--extend-steps", "2")
+    assert code == 2
+    assert "train-00000.bin" in sentence
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    assert run(["resume", str(copy), "--extend-steps", "2"]) == 0
+
+
 def test_all_checkpoints_broken(capsys, copy):
     for checkpoint in (copy / "checkpoints").iterdir():
         (checkpoint / "model.safetensors").unlink()
