@@ -18,11 +18,12 @@ from training_helpers import (
     weights,
 )
 
+from lightwell.config.run import changed
 from lightwell.errors import StoppedEarly, UserError
 from lightwell.runtime.observer import Observer
 from lightwell.store import background
 from lightwell.store.checkpoints import list_checkpoints, read_newest
-from lightwell.training import saver
+from lightwell.training import pace, saver
 
 CURVES = ("loss", "gradient_norm", "lr_scale", "heldout.loss", "tokens")
 
@@ -206,3 +207,44 @@ def test_a_finished_run_is_extended_and_an_unfinished_one_is_not(tmp_path, datas
     assert rates[220] == pytest.approx(1 / 121)
     (extended,) = events(tmp_path / "run", "extended")
     assert extended["details"]["steps"] == 220
+
+
+class OneClock(Observer):
+    """A clock that goes on by as much at each step, and stands still otherwise."""
+
+    def __init__(self, step_seconds):
+        self.now, self.step_seconds = 1000.0, step_seconds
+
+    def perf_counter(self):
+        return self.now
+
+    def after_step(self, report):
+        self.now += self.step_seconds
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # the compiler's own
+def test_minutes_and_a_compiled_model_go_on_as_well(tmp_path, dataset, monkeypatch):
+    """Steps turn out slower than planned: the end is moved before the stop, and the resumed run keeps to it."""
+    config = tiny("modern", "muon", model={"drop_rate": 0.2}, runtime={"compile": True})
+    config = changed(config, budget={"steps": None, "minutes": 0.5})
+
+    def sitting(name, **options):
+        clock = OneClock(1.25)
+        monkeypatch.setattr(pace, "time", clock)
+        return put_together(
+            tmp_path / name, config, dataset, observers=[clock], began=clock.now, step_seconds=1.0, **options
+        )
+
+    whole = sitting("whole")
+    assert training_reason(whole) is None
+    first = sitting("halves", stop=stop_at(12))
+    assert training_reason(first) == "told to"
+    second = sitting("halves")
+    assert training_reason(second) is None
+    assert 12 < second.state.step < second.state.decisions[0]["steps"]
+    assert second.state.step == whole.state.step
+    assert whole.state.decisions == second.state.decisions
+    assert same(weights(second), weights(whole))
+    assert same(moments(second), moments(whole))
