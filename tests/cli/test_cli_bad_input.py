@@ -235,6 +235,26 @@ def test_another_request_in_the_same_out_is_refused_with_the_difference(capsys, 
     assert "budget.steps: 3 -> 9" in sentence
 
 
+def test_an_interruption_is_said(capsys, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lightwell.inspection.list_presets", interrupt)
+    code, sentence = said(capsys, "presets")
+    assert code == 130
+    assert sentence.startswith("lightwell: interrupted")
+
+
+def test_a_reader_that_has_seen_enough():
+    """As in `lightwell presets | head -0`: no error, no words."""
+    command = [sys.executable, "-m", "lightwell", "presets", "nano", "--explain"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    process.stdout = None
+    assert process.communicate(timeout=20)[1] == ""
+    assert process.returncode == 0
+
+
 def test_an_unknown_command_and_none(capsys):
     code, sentence = said(capsys, "pretran")
     assert code == 2

@@ -39,6 +39,7 @@ COMMANDS = {  # name -> one line for --help; the command lives in cli/<name>.py 
     "export": "Give a run to other projects.",
     "selftest": "Is this device right, does resume hold here.",
 }
+INTERRUPTED = 130  # as shells say it: 128 + SIGINT
 REPORT = "This is a bug in Lightwell. Please report it with the lines above."
 
 
@@ -98,18 +99,23 @@ def run(arguments: list[str]) -> int:
     let_threads_wait_as_fits() if trains else let_threads_sleep()
     try:
         result = get_command(app).main(args=arguments, prog_name="lightwell", standalone_mode=False)
+        sys.stdout.flush()
+        if result == INTERRUPTED:  # what Typer makes of a KeyboardInterrupt
+            return interrupted(as_json)
         return result if isinstance(result, int) else 0
     except LightwellError as error:
         code = 0 if error.exit_code == 3 and "TORCHELASTIC_RUN_ID" in os.environ else error.exit_code
         return fail(error.kind, error.message, error.hint, code, as_json, getattr(error, "details", None))
     except KeyboardInterrupt:
-        return fail("interrupted", "interrupted before anything was saved.", "", 130, as_json)
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return interrupted(as_json)
+    except (BrokenPipeError, SystemExit) as error:
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader, such as `head`, has seen enough
         return 0
     except Exception as error:
-        if type(error).__name__ == "Abort":
-            return 130
+        if type(error).__name__ == "Abort":  # at a question
+            return interrupted(as_json)
         if hasattr(error, "format_message"):  # the command line was not understood
             context = getattr(error, "ctx", None)
             where = context.command_path if context else "lightwell"
@@ -118,6 +124,10 @@ def run(arguments: list[str]) -> int:
             return fail(theirs.kind, theirs.message, theirs.hint, theirs.exit_code, as_json)
         traceback.print_exc()
         return fail("internal", f"{type(error).__name__}: {error}", REPORT, 1, as_json)
+
+
+def interrupted(as_json: bool) -> int:
+    return fail("interrupted", "interrupted; what was saved before is still there.", "", INTERRUPTED, as_json)
 
 
 def fail(kind: str, message: str, hint: str, code: int, as_json: bool, details: Any = None) -> int:
