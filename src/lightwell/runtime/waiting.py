@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 SPINS = "10000"  # looks before a thread goes to sleep after all: a fraction of a millisecond
-LOOK_SECONDS = 0.1
-QUIET = 0.15  # of one processor: less than this is the usual background
+LOOK_SECONDS = 0.2
+QUIET = 0.3  # of one processor: less is the usual background, at the clock's ticks of 10 ms
 
 
 def let_threads_sleep() -> None:
