@@ -198,7 +198,7 @@ def test_no_permission(capsys, tmp_path, text_file):
     code, sentence = said(capsys, "pretrain", str(text_file), "--steps", "1", *SMALL, "--out", str(closed / "run"))
     assert code == 2
     assert one_sentence(sentence), sentence
-    assert "no permission" in sentence
+    assert "no permission" in sentence or "read-only" in sentence  # /sys may be mounted either way
 
 
 @pytest.mark.parametrize("limit_bytes", [100_000, 1_000_000], ids=["in the data", "in the first checkpoint"])
