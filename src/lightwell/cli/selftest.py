@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import typer
 
 from lightwell.cli.common import JSON, make_app, show_json
 from lightwell.errors import AnswerIsNo
+
+if TYPE_CHECKING:
+    from lightwell.selftest.check import Verdict
 
 app = make_app()
 
@@ -34,7 +39,7 @@ def selftest(
         raise AnswerIsNo("this device or system does not compute what it should.", hint)
 
 
-def print_verdict(verdict) -> None:  # type: ignore[no-untyped-def]
+def print_verdict(verdict: Verdict) -> None:
     from lightwell.show.table import draw_table
 
     lines = [

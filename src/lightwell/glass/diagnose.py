@@ -13,7 +13,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import pairwise
+from operator import lt
 from statistics import median
 from typing import Any, Protocol
 
@@ -441,7 +443,7 @@ def _share_of_layers(
     by_layer = {
         layer: since
         for layer, series in layers.items()
-        if (since := _came_to_stay(series, lambda v, layer=layer: v > limit(layer))) is not None  # type: ignore[misc]
+        if (since := _came_to_stay(series, partial(lt, limit(layer)))) is not None
     }
     if not by_layer:
         return None

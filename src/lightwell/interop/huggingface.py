@@ -31,6 +31,8 @@ from lightwell.interop.names import Tensors, to_ours, to_theirs
 from lightwell.interop.settings import read_settings, write_settings
 from lightwell.model.build import GPT
 from lightwell.model.checks import known_vocab_size
+from lightwell.model.gpt2 import GPT2
+from lightwell.model.modern import Modern
 from lightwell.store.tensors import read_tensors, write_tensors
 from lightwell.tokenizer.base import TOKENIZER_FILE, Tokenizer
 from lightwell.tokenizer.load import load_tokenizer
@@ -182,13 +184,13 @@ def _write_tokenizer(tokenizer: Tokenizer, context_length: int, folder: Path) ->
 # --- the proof --------------------------------------------------------------------------------------------------------
 
 
-def compare_with_transformers(folder: Path, model: nn.Module) -> Comparison:
+def compare_with_transformers(folder: Path, model: GPT2 | Modern) -> Comparison:
     """The logits of `model` against those of the folder it was written to, on random tokens, in float32.
 
     transformers reads the folder where it is installed. Otherwise we read it back ourselves, and the verdict says
     "round trip only": that proves the numbers, not that others understand them as we do.
     """
-    config: ModelConfig = model.config  # type: ignore[assignment]
+    config = model.config
     T = min(config.context_length, 64)
     ids = torch.randint(known_vocab_size(config), (2, T), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -203,9 +205,9 @@ def compare_with_transformers(folder: Path, model: nn.Module) -> Comparison:
     return Comparison(max_abs, max_rel, equal, f"{said} to {max_rel:.1e} of the largest ({how})")
 
 
-def _in_float32(model: nn.Module) -> nn.Module:
+def _in_float32(model: GPT2 | Modern) -> nn.Module:
     """A copy to compare, on the CPU, without dropout; the model stays as it is."""
-    copy = GPT(model.config)  # type: ignore[arg-type]
+    copy = GPT(model.config)
     copy.load_state_dict({name: tensor.detach().cpu().float() for name, tensor in model.state_dict().items()})
     return copy.eval()
 

@@ -16,6 +16,7 @@ from lightwell.data.batches import Batch
 from lightwell.model.build import GPT
 from lightwell.model.reference import forward
 from lightwell.runtime.device import Device
+from lightwell.runtime.observer import Observer
 from lightwell.runtime.seeds import generator
 from lightwell.runtime.world import World
 from lightwell.selftest.operations import Row, relative_error
@@ -75,11 +76,8 @@ def _exact(config: ModelConfig, model: torch.nn.Module, batch: Batch) -> tuple[f
     return mean.item(), dict(zip(named, found))
 
 
-class _Gradients:
-    """An observer that keeps the gradients."""
-
-    def before_forward(self, model: torch.nn.Module, batch: Batch) -> None:
-        pass
+class _Gradients(Observer):
+    """Keeps the gradients."""
 
     def after_backward(self, model: torch.nn.Module) -> None:
         self.found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
@@ -94,7 +92,7 @@ def _step(
     before = _flat(model)
     result = train_step(
         Replicas(model, World(), compile=compile), optimizer, batch, micro_batch_size=2, lr_scale=1.0, clip=1.0,
-        seed=0, step=0, device=device, world=World(), observers=[seen],  # type: ignore[list-item]
+        seed=0, step=0, device=device, world=World(), observers=[seen],
     )  # fmt: skip
     return float(result.loss), _flat(model) - before
 
