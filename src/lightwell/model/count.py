@@ -258,13 +258,14 @@ def _optimizer_state(config: ModelConfig, optimizer: str) -> int:
 
 def _update_temporaries(config: ModelConfig, optimizer: str, dtype_bytes: int) -> int:
     """Bytes of an update in the making. torch's fused AdamW needs none; Muon holds the new momentum of every matrix and
-    works on all matrices of one shape together, for which it needs five of them and two of their smaller squares."""
+    works on all matrices of one shape together, for which it needs three of them and three of their smaller squares."""
     if optimizer != "muon":
         return 0
     s = _sizes(config)
-    count: dict[tuple[int, int], int] = {}  # shape: how many in a block; queries, keys and values are apart
+    count: dict[tuple[int, int], int] = {}  # shape, lying: how many in a block; queries, keys and values are apart
     shapes = [(s.H * s.D, s.C), (s.G * s.D, s.C), (s.G * s.D, s.C), (s.C, s.H * s.D), (s.F, s.C), (s.C, s.F)]
-    for shape in shapes if s.is_gpt2 else [*shapes, (s.F, s.C)]:
+    for rows, columns in shapes if s.is_gpt2 else [*shapes, (s.F, s.C)]:
+        shape = min(rows, columns), max(rows, columns)
         count[shape] = count.get(shape, 0) + 1
-    groups = [n * (5 * rows * columns + 2 * min(rows, columns) ** 2) for (rows, columns), n in count.items()]
+    groups = [n * (3 * rows * columns + 3 * rows**2) for (rows, columns), n in count.items()]
     return FLOAT32 * _hidden_matrices(s) + dtype_bytes * s.L * max(groups)

@@ -21,6 +21,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from lightwell.model.kernels import fused
+
 IGNORE = -100  # a target that does not count, as torch's ignore_index
 # Logits of one piece, in float32. CPU: about a cache. GPU: products large enough to keep it busy.
 PIECE_BYTES = {"cpu": 8 << 20, "cuda": 512 << 20}
@@ -34,7 +36,8 @@ def cross_entropy_sum(hidden: Tensor, weight: Tensor, targets: Tensor, *, plain:
     its dtype; the softmax is in float32 at least. `plain`: the textbook form whatever the size.
     """
     rows = piece_rows(weight.shape[0], weight.shape[1], weight.device.type)
-    if plain or hidden.shape[0] <= rows:
+    few = hidden.shape[0] <= rows and not fused.usable(hidden, weight)
+    if plain or few:
         loss = plain_cross_entropy_sum(hidden, weight, targets)
     elif torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
         loss = PiecewiseCrossEntropy.apply(hidden, weight, targets, rows)
@@ -96,14 +99,19 @@ def _piece(h: Tensor, W: Tensor, target: Tensor, d_hidden: Tensor | None, d_weig
     """The loss of R rows: `h` (R, C), `target` (R, 1). Fills `d_hidden` (R, C) and adds to `d_weight` (V, C)."""
     counts = target != IGNORE  # (R, 1)
     target = target.where(counts, 0)
-    logits = (h @ W.T).to(_wide(h.dtype))  # (R, V)
-    logits -= logits.amax(dim=1, keepdim=True)  # exp cannot overflow, and the loss does not change
-    at_target = logits.gather(1, target)  # (R, 1)
-    p = logits.exp_()
-    total = p.sum(dim=1, keepdim=True)
-    loss = (total.log() - at_target).where(counts, 0).sum()
-    p /= total
-    d_logits = p.scatter_add_(1, target, torch.full_like(total, -1.0)).to(h.dtype)
+    logits = h @ W.T  # (R, V)
+    if fused.usable(logits):
+        loss = fused.softmax_less_target(logits, target.where(counts, IGNORE)[:, 0]).sum()
+        d_logits = logits
+    else:
+        logits = logits.to(_wide(h.dtype))
+        logits -= logits.amax(dim=1, keepdim=True)  # exp cannot overflow, and the loss does not change
+        at_target = logits.gather(1, target)  # (R, 1)
+        p = logits.exp_()
+        total = p.sum(dim=1, keepdim=True)
+        loss = (total.log() - at_target).where(counts, 0).sum()
+        p /= total
+        d_logits = p.scatter_add_(1, target, torch.full_like(total, -1.0)).to(h.dtype)
     if d_hidden is not None:
         d_hidden.copy_((d_logits @ W).where(counts, 0))
     if d_weight is not None:

@@ -29,6 +29,7 @@ from lightwell.model.blocks import run_block
 from lightwell.model.cache import KVCache, LayerCache
 from lightwell.model.checks import check_inputs, known_vocab_size
 from lightwell.model.init import Embedding, Linear, initialise
+from lightwell.model.kernels import fused
 from lightwell.model.loss import cross_entropy_sum
 from lightwell.model.norms import RMSNorm
 from lightwell.model.tying import tie_head
@@ -67,15 +68,22 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, turn: Rotation, mask: Tensor | None, cache: LayerCache | None) -> Tensor:
         B, T, _ = x.shape
-        q, k, v = self.qkv(x).view(B, T, sum(self.heads), -1).split(self.heads, dim=2)
-        q = rotate(self.q_norm(q), turn).transpose(1, 2)  # (B, H, T, D)
-        k = rotate(self.k_norm(k), turn).transpose(1, 2)  # (B, G, T, D)
-        v = v.transpose(1, 2)  # (B, G, T, D)
+        q, k, v = self.queries_keys_values(self.qkv(x), turn)  # (B, H, T, D), (B, G, T, D), (B, G, T, D)
         if cache is not None:
             k, v = cache.extend(k, v)  # (B, G, S, D)
         y = attend(q, k, v, mask, self.drop_rate if self.training else 0.0)  # (B, H, T, D)
         y = y.transpose(1, 2).reshape(B, T, -1)  # (B, T, H * D)
         return self.drop(self.out(y))
+
+    def queries_keys_values(self, qkv: Tensor, turn: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        """The heads in `qkv` (B, T, (H + G + G) D), queries and keys normalised and rotated."""
+        (B, T, _), (H, G, _), (cos, sin) = qkv.shape, self.heads, turn
+        if len(cos) == 1 and fused.usable(qkv, self.q_norm.weight):
+            gains = self.q_norm.weight, self.k_norm.weight
+            return fused.heads(qkv, *gains, cos[0, :, 0], sin[0, :, 0], self.q_norm.eps, (H, G))
+        q, k, v = qkv.view(B, T, H + G + G, -1).split(self.heads, dim=2)
+        q, k = rotate(self.q_norm(q), turn), rotate(self.k_norm(k), turn)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
 
 class MLP(nn.Module):
@@ -89,7 +97,8 @@ class MLP(nn.Module):
         self.drop = nn.Dropout(config.drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.silu(self.gate(x)) * self.up(x)  # (B, T, hidden_dim)
+        gate, up = self.gate(x), self.up(x)  # (B, T, hidden_dim) each
+        x = fused.swiglu(gate, up) if fused.usable(gate, up) else F.silu(gate) * up
         return self.drop(self.down(x))  # (B, T, C)
 
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightwell.model.kernels import fused
+
 
 class RMSNorm(nn.Module):
     """Normalises the last dimension, of size `dim`; in float32 at least, whatever the dtype of `x`."""
@@ -16,6 +18,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
+        if fused.usable(x, self.weight):
+            return fused.rms_norm(x, self.weight, self.eps)
         return F.rms_norm(x.to(self.weight.dtype), self.weight.shape, self.weight, self.eps)
 
     def extra_repr(self) -> str:

@@ -19,6 +19,7 @@ from lightwell.model.build import GPT
 from lightwell.model.count import flops_per_token, parameters
 from lightwell.model.gpt2 import GPT2
 from lightwell.model.init import initialise
+from lightwell.model.kernels.build import library
 from lightwell.model.modern import Modern
 from lightwell.runtime.device import Device
 from lightwell.runtime.environment import differences, environment
@@ -80,7 +81,7 @@ def assemble(
     tokens_per_step = batch_size * model_config.context_length
 
     state = TrainState()
-    now = environment(device, world)
+    now = environment(device, world) | {"kernels": "C" if device.kind == "cpu" and library() else "PyTorch"}
     about = {"environment": now, "dataset": dataset.fingerprint}
     saver = Saver(run, replicas, optimizer, config.checkpoint, world, record, about, observers)
     pace = Pace(config.budget, config.schedule, tokens_per_step, began=began, world=world)

@@ -33,11 +33,14 @@ def orthogonalise(matrices: Tensor, coefficients: Coefficients = POLAR_EXPRESS) 
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
     X = matrices.mT if tall else matrices  # the products below are then of the smaller side
+    X = X.reshape(-1, *X.shape[-2:])
     X = X / (X.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-6)  # singular values at most 1
     for a, b, c in coefficients:
         A = X @ X.mT
-        X = a * X + (b * A + c * (A @ A)) @ X
-    return X.mT if tall else X
+        B = torch.baddbmm(A, A, A, beta=b, alpha=c)  # b A + c A^2
+        X = torch.baddbmm(X, B, X, beta=a)  # a X + B X
+    X = X.mT if tall else X
+    return X.reshape(matrices.shape)
 
 
 def exact_polar_factor(matrix: Tensor) -> Tensor:
@@ -68,25 +71,34 @@ class Muon:
 
         Of sharded weights each process has some rows; the momentum too. The matrix to orthogonalise is gathered whole.
         """
-        by_shape: dict[torch.Size, list[Tensor]] = {}
-        updates: dict[str, Tensor] = {}
-        for name, weight in self.weights.items():
-            if weight.grad is None:
-                continue
-            buffer = self.buffers[name]
-            gradient = torch.where(apply, local(weight.grad), buffer)
-            buffer.lerp_(gradient, 1 - self.momentum)
-            lookahead = gradient.lerp(buffer, self.momentum)  # Nesterov's: where the momentum will be
-            updates[name] = whole(lookahead, weight)
-            for part in updates[name].split(self.splits.get(name, [weight.shape[0]])):
-                by_shape.setdefault(part.shape, []).append(part)
-        for shape, parts in by_shape.items():
-            turned = orthogonalise(torch.stack(parts).to(self.dtype)).to(parts[0].dtype)
-            # A tall matrix has few columns to share its size: scaled so that outputs move as much in every shape.
-            turned *= learning_rate * max(1.0, shape[0] / shape[1]) ** 0.5
-            for part, update in zip(parts, turned):
-                part.copy_(update)
-        for name, update in updates.items():
-            weight = local(self.weights[name])
-            change = part_of(update, self.weights[name]).add_(weight, alpha=learning_rate * weight_decay)
-            weight.sub_(torch.where(apply, change, 0.0))
+        names = [name for name, weight in self.weights.items() if weight.grad is not None]
+        if not names:
+            return
+        buffers = [self.buffers[name] for name in names]
+        gradients = [local(self.weights[name].grad) for name in names]  # type: ignore[arg-type]
+        if apply.device.type != "cpu":
+            gradients = [torch.where(apply, *pair) for pair in zip(gradients, buffers)]
+        elif not apply:  # a CPU's number can be looked at without a wait
+            return
+        torch._foreach_lerp_(buffers, gradients, 1 - self.momentum)
+        lookahead = torch._foreach_lerp(gradients, buffers, self.momentum)  # Nesterov's: where the momentum will be
+        updates = {name: whole(ahead, self.weights[name]) for name, ahead in zip(names, lookahead)}
+        self._turn([part for name in names for part in updates[name].split(self.splits.get(name, len(updates[name])))])
+        for name in names:
+            here, update = local(self.weights[name]), part_of(updates[name], self.weights[name])
+            if weight_decay:
+                update.add_(here, alpha=weight_decay)
+            here.sub_(update if apply.device.type == "cpu" else torch.where(apply, update, 0.0), alpha=learning_rate)
+
+    def _turn(self, matrices: list[Tensor]) -> None:
+        """Put its polar factor in the place of each matrix; all of one shape, lying or standing, at once."""
+        by_shape: dict[tuple[int, int], list[Tensor]] = {}
+        for matrix in matrices:
+            by_shape.setdefault((min(matrix.shape), max(matrix.shape)), []).append(matrix)
+        for (rows, _), alike in by_shape.items():
+            lying = torch.stack([matrix if len(matrix) == rows else matrix.mT for matrix in alike]).to(self.dtype)
+            for matrix, turned in zip(alike, orthogonalise(lying)):
+                matrix.copy_(turned if len(matrix) == rows else turned.mT)
+                # A tall matrix has few columns to share its size: scaled so that outputs move as much in every shape.
+                if len(matrix) > matrix.shape[1]:
+                    matrix.mul_((len(matrix) / matrix.shape[1]) ** 0.5)

@@ -27,6 +27,7 @@ class Replicas:
 
     def __init__(self, model: nn.Module, world: World, kind: str = "auto", compile: bool = False) -> None:
         self.model = model
+        self.compiled = compile
         self.kind = "alone" if world.size == 1 else "sharded" if kind == "sharded" else "data"
         if self.kind == "sharded":
             shard(model)

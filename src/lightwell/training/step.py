@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lightwell.data.batches import IGNORE, Batch
+from lightwell.model.kernels.fused import fused
 from lightwell.runtime.device import Device
 from lightwell.runtime.observer import Observer
 from lightwell.runtime.seeds import fold
@@ -59,7 +60,7 @@ def train_step(
     for number, (ids, targets) in enumerate(parts):
         world.at(step, f"micro-batch {number + 1} of {len(parts)}")
         torch.manual_seed(fold(seed, "dropout", step, world.rank, number))
-        with replicas.communicate(when=number == len(parts) - 1), device.autocast():
+        with replicas.communicate(when=number == len(parts) - 1), device.autocast(), fused(not replicas.compiled):
             loss_sum, _ = replicas.forward(to(ids, device), to(targets, device))
             share = loss_sum / n_targets
             (share * world.size).backward()  # replicas average their gradients; we want the sum

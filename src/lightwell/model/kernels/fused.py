@@ -1,0 +1,190 @@
+"""Parts of a training step on a CPU, each in one pass over memory: fast twins of what the model's files say in PyTorch.
+
+    rms_norm                 F.rms_norm
+    heads                    split, RMSNorm of queries and keys, rotate
+    attend                   F.scaled_dot_product_attention(q, k, v, is_causal=True), in short windows
+    swiglu                   F.silu(gate) * up
+    softmax_less_target      softmax, loss and its gradient at the logits
+
+The training step switches them on (`fused`); everything else, and so all that is shown and verified, runs the plain
+form. They know one derivative, are not for `torch.compile`, and give the plain form's values but for rounding.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lightwell.model.kernels.build import library
+
+PARTS = 16  # in which sums over rows are made, as in rows.c
+_on = False
+
+
+@contextmanager
+def fused(wanted: bool = True) -> Iterator[None]:
+    """Within this context the model takes the fast twins, where they can be had."""
+    global _on
+    before, _on = _on, wanted and library() is not None
+    try:
+        yield
+    finally:
+        _on = before
+
+
+def usable(*tensors: Tensor) -> bool:
+    """Whether the fast twins may be taken for these: switched on, on a CPU, in float32 or bfloat16."""
+    return _on and all(t.device.type == "cpu" and t.dtype in (torch.float32, torch.bfloat16) for t in tensors)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm over the last dimension of `x`; the result in the dtype of the products that follow."""
+    return _RMSNorm.apply(x, weight, eps)
+
+
+def heads(
+    qkv: Tensor, w_q: Tensor, w_k: Tensor, cos: Tensor, sin: Tensor, eps: float, sizes: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries (B, H, T, D), keys and values (B, G, T, D) from `qkv` (B, T, (H + 2 G) D): the first two normalised with
+    gains `w_q`, `w_k` (D,) and rotated by the angles of cos, sin (T, D / 2). sizes: H, G."""
+    return _Heads.apply(qkv, w_q, w_k, cos, sin, eps, sizes)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention, all (B, H, T, D) of one dtype. Keeps the (B, H, T, T) weights: for short windows."""
+    return _Attention.apply(q, k, v)
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up, all of one shape and dtype."""
+    return _SwiGLU.apply(gate, up)
+
+
+def softmax_less_target(logits: Tensor, targets: Tensor) -> Tensor:
+    """Changes `logits` (R, V) into softmax(logits) less 1 at `targets` (R,), zeros where a target is negative, and
+    returns the losses of the rows (R,), in nats, float32."""
+    losses = logits.new_empty(len(logits), dtype=torch.float32)
+    _call("softmax_less_target", _numbers(logits), targets, losses, *logits.shape)
+    return losses
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        x = x.contiguous()
+        n = x.shape[-1]
+        y, r = torch.empty_like(x, dtype=_product_dtype(x)), x.new_empty(x.shape[:-1], dtype=torch.float32)
+        _call("rms_norm", _numbers(x), weight, ctypes.c_float(eps), _numbers(y), r, x.numel() // n, n)
+        ctx.save_for_backward(x, r, weight)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, r, weight = ctx.saved_tensors
+        n, g = x.shape[-1], g.contiguous()
+        d_x, d_weight = torch.empty_like(x), weight.new_zeros(PARTS, n)
+        _call("rms_norm_backward", _numbers(g), _numbers(x), r, weight, _numbers(d_x), d_weight, x.numel() // n, n)
+        return d_x, d_weight.sum(0), None
+
+
+class _Heads(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, qkv: Tensor, w_q: Tensor, w_k: Tensor, cos: Tensor, sin: Tensor, eps: float, sizes: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        (B, T, _), (H, G), D = qkv.shape, sizes, len(w_q)
+        qkv = qkv.contiguous()
+        q, k, v = (torch.empty(B, n, T, D, dtype=_product_dtype(qkv)) for n in (H, G, G))
+        r = torch.empty(B, T, H + G)
+        written = [_numbers(tensor) for tensor in (q, k, v)]
+        _call("heads", _numbers(qkv), w_q, w_k, cos, sin, ctypes.c_float(eps), *written, r, B, T, H, G, D)
+        ctx.save_for_backward(qkv, r, w_q, w_k, cos, sin)
+        return q, k, v
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        qkv, r, w_q, w_k, cos, sin = ctx.saved_tensors
+        (B, T, _), (_, H, _, D), G = qkv.shape, gradients[0].shape, gradients[1].shape[1]
+        gradients = tuple(g.contiguous() for g in gradients)
+        d_qkv, d_q, d_k = torch.empty_like(qkv), w_q.new_zeros(PARTS, D), w_k.new_zeros(PARTS, D)
+        read = [_numbers(tensor) for tensor in (*gradients, qkv)]
+        _call("heads_backward", *read, r, w_q, w_k, cos, sin, _numbers(d_qkv), d_q, d_k, B, T, H, G, D)
+        return d_qkv, d_q.sum(0), d_k.sum(0), None, None, None, None
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *heads: Tensor) -> Tensor:
+        shape, scale = heads[0].shape, heads[0].shape[-1] ** -0.5
+        q, k, v = (head.reshape(-1, *shape[2:]) for head in heads)  # (B H, T, D)
+        with torch.autocast("cpu", enabled=False):
+            weights = q @ k.mT
+            _call("causal_softmax", _numbers(weights), ctypes.c_float(scale), len(q), shape[2])
+            ctx.save_for_backward(q, k, v, weights)
+            return (weights @ v).view(shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, ...]:
+        q, k, v, weights = ctx.saved_tensors
+        shape, scale = g.shape, q.shape[-1] ** -0.5
+        g = g.reshape(q.shape)
+        with torch.autocast("cpu", enabled=False):
+            d_v, d_scores = weights.mT @ g, g @ v.mT
+            written = _numbers(weights), _numbers(d_scores)
+            _call("causal_softmax_backward", *written, ctypes.c_float(scale), len(q), shape[2])
+            return (d_scores @ k).view(shape), (d_scores.mT @ q).view(shape), d_v.view(shape)
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        gate, up = gate.contiguous(), up.contiguous()
+        y, n = torch.empty_like(gate), gate.shape[-1]
+        _call("swiglu", _numbers(gate), _numbers(up), _numbers(y), gate.numel() // n, n)
+        ctx.save_for_backward(gate, up)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        g, n = g.contiguous(), gate.shape[-1]
+        d_gate, d_up = torch.empty_like(gate), torch.empty_like(up)
+        read = [_numbers(tensor) for tensor in (g, gate, up, d_gate, d_up)]
+        _call("swiglu_backward", *read, gate.numel() // n, n)
+        return d_gate, d_up
+
+
+class _Numbers(ctypes.Structure):
+    """An array that may be bfloat16, as rows.c has it."""
+
+    _fields_ = (("at", ctypes.c_void_p), ("half", ctypes.c_int))
+
+
+def _numbers(tensor: Tensor) -> _Numbers:
+    return _Numbers(tensor.data_ptr(), tensor.dtype == torch.bfloat16)
+
+
+def _call(name: str, *arguments: Any) -> None:
+    """A function of rows.c with the threads that PyTorch has: tensors are passed by address, numbers as C's long."""
+    kernels = library()
+    assert kernels is not None
+    passed = [
+        ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else ctypes.c_long(a) if isinstance(a, int) else a
+        for a in arguments
+    ]
+    getattr(kernels, name)(*passed, ctypes.c_int(torch.get_num_threads()))
+
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """Of the products that follow: autocast's, or that of `x`."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype

@@ -1,0 +1,200 @@
+"""The C kernels against what PyTorch says in several steps: values and gradients, and whole training steps."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from lightwell.config.gpt import GPTConfig, ModernConfig
+from lightwell.model.build import GPT
+from lightwell.model.kernels import build, fused
+from lightwell.model.loss import IGNORE, cross_entropy_sum
+from lightwell.model.modern import rotate, rotation
+
+needed = pytest.mark.skipif(build.library() is None, reason=f"no C kernels here: {build.why_not()}")
+CLOSE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}  # of the largest number
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def numbers(*shape, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype).requires_grad_()
+
+
+def agree(plain, fast, *inputs, close):
+    """Values, and gradients for one random direction, but for rounding."""
+    expected, found = plain(*inputs), fast(*inputs)
+    together = [result if isinstance(result, tuple) else (result,) for result in (expected, found)]
+    directions = [torch.randn_like(part, dtype=torch.float32) for part in together[0]]
+    gradients = [
+        torch.autograd.grad(parts, inputs, [d.to(p.dtype) for d, p in zip(directions, parts)]) for parts in together
+    ]
+    for a, b in zip((*together[0], *gradients[0]), (*together[1], *gradients[1])):
+        a, b = a.detach(), b.detach()
+        assert a.shape == b.shape
+        torch.testing.assert_close(b.float(), a.float(), rtol=0, atol=close * max(1.0, float(a.abs().max())))
+
+
+@needed
+@pytest.mark.parametrize("shape", [(1, 1, 2), (3, 5, 8), (2, 33, 130)])
+def test_rms_norm(shape):
+    n = shape[-1]
+    agree(
+        lambda x, w: F.rms_norm(x, (n,), w, 1e-6),
+        lambda x, w: fused.rms_norm(x, w, 1e-6),
+        numbers(*shape), numbers(n), close=1e-5,
+    )  # fmt: skip
+
+
+@needed
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1, 2), (2, 7, 3, 3, 6), (3, 20, 4, 2, 32)])
+def test_heads(sizes, dtype):
+    B, T, H, G, D = sizes
+    turn = rotation(torch.arange(T)[None], D, 10_000.0, torch.float32)
+    cos, sin = turn[0][0, :, 0], turn[1][0, :, 0]
+
+    def plain(qkv, w_q, w_k):
+        q, k, v = qkv.view(B, T, H + 2 * G, D).split((H, G, G), dim=2)
+        q, k = (rotate(F.rms_norm(x.float(), (D,), w, 1e-6), turn) for x, w in ((q, w_q), (k, w_k)))
+        return tuple(x.transpose(1, 2).to(dtype) for x in (q, k, v))
+
+    agree(
+        plain,
+        lambda qkv, w_q, w_k: fused.heads(qkv, w_q, w_k, cos, sin, 1e-6, (H, G)),
+        numbers(B, T, (H + 2 * G) * D, dtype=dtype), numbers(D), numbers(D), close=CLOSE[dtype],
+    )  # fmt: skip
+
+
+@needed
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1, 1, 2), (2, 3, 17, 8), (2, 2, 64, 32)])
+def test_attend(shape, dtype):
+    agree(
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
+        fused.attend,
+        *(numbers(*shape, dtype=dtype).detach().roll(n).requires_grad_() for n in range(3)), close=2 * CLOSE[dtype],
+    )  # fmt: skip
+
+
+@needed
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_swiglu(dtype):
+    gate, up = numbers(5, 37, dtype=dtype), numbers(37, 5, dtype=dtype).detach().T.contiguous().requires_grad_()
+    with torch.no_grad():
+        gate[0] *= 60  # where e^x leaves what float32 has
+    agree(lambda a, b: F.silu(a) * b, fused.swiglu, gate, up, close=CLOSE[dtype])
+
+
+@needed
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_softmax_less_target(dtype):
+    logits, targets = 20 * numbers(9, 51).detach(), torch.arange(9) * 5
+    targets[4] = IGNORE
+    logits = logits.to(dtype)
+    expected = logits.float().requires_grad_()
+    losses = F.cross_entropy(expected, targets, ignore_index=IGNORE, reduction="none")
+    losses.sum().backward()
+    found = fused.softmax_less_target(logits, targets)
+    torch.testing.assert_close(found, losses.detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits.float(), expected.grad, rtol=0, atol=CLOSE[dtype])
+
+
+@needed
+def test_a_number_that_is_none_stays_one():
+    bad = torch.ones(3, 8)
+    bad[1, 2] = torch.nan
+    for dtype in DTYPES:
+        assert torch.equal(fused.swiglu(bad.to(dtype), bad.to(dtype)).isnan(), bad.isnan())
+    assert fused.rms_norm(bad, torch.ones(8), 1e-6).isnan().sum(1).tolist() == [0, 8, 0]
+    assert fused.softmax_less_target(bad.clone(), torch.zeros(3, dtype=torch.long)).isnan().tolist() == [0, 1, 0]
+    assert fused.softmax_less_target(torch.full((1, 4), torch.inf), torch.zeros(1, dtype=torch.long)).isnan().all()
+    scores = numbers(2, 3, 8, 8).detach()
+    scores[0, 0, 3, 3] = torch.nan
+    assert fused.attend(scores, scores, scores).isnan().any()
+
+
+FAMILIES = [
+    ModernConfig(vocab_size=61, context_length=16, emb_dim=24, n_heads=4, n_kv_heads=2, n_layers=2),
+    ModernConfig(vocab_size=61, context_length=16, emb_dim=24, n_heads=3, n_layers=2, tie_embeddings=False),
+    GPTConfig(vocab_size=61, context_length=16, emb_dim=24, n_heads=3, n_layers=2),
+]
+
+
+@needed
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("config", FAMILIES)
+def test_whole_models(config, autocast):
+    ids = torch.randint(61, (3, 16), generator=torch.Generator().manual_seed(1))
+    targets = ids.roll(-1, 1)
+    targets[:, -1] = IGNORE
+    found = []
+    for fast in (False, True):
+        model = GPT(config, torch.Generator().manual_seed(0)).train()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast), fused.fused(fast):
+            assert fused.usable(ids.float()) == fast
+            loss, _ = model(ids, targets)
+            loss.backward()
+        found.append((loss.detach(), {name: p.grad for name, p in model.named_parameters()}))
+    close = 0.03 if autocast else 1e-5
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=close, atol=0)
+    for name, expected in found[0][1].items():
+        off = (found[1][1][name] - expected).norm() / expected.norm()
+        assert off < close, name
+
+
+@needed
+def test_threads_do_not_change_the_bits():
+    x, w = numbers(3, 50, 24), numbers(24)
+    found = []
+    for threads in (1, 2, 3):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        y = fused.rms_norm(x, w, 1e-6)
+        found.append((y, *torch.autograd.grad(y.square().sum(), (x, w))))
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other))
+
+
+def test_they_are_off_unless_asked_for_and_only_where_they_can_be():
+    x = torch.ones(2)
+    assert not fused.usable(x)
+    with fused.fused():
+        assert fused.usable(x) == (build.library() is not None)
+        assert not fused.usable(x.double())
+        assert not fused.usable(x.to("meta"))
+        with fused.fused(False):
+            assert not fused.usable(x)
+    assert not fused.usable(x)
+
+
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [({"LIGHTWELL_KERNELS": "0"}, "LIGHTWELL_KERNELS=0"), ({"PATH": "/nonexistent"}, "there is no C compiler")],
+)
+def test_without_them_training_goes_on(environment, reason, tmp_path):
+    code = "from lightwell.model.kernels import build; print(build.library(), build.why_not())"
+    clean = {key: value for key, value in os.environ.items() if key != "LIGHTWELL_KERNELS"}
+    done = subprocess.run([sys.executable, "-c", code], env=clean | environment, capture_output=True, text=True)
+    if sys.platform.startswith("linux"):
+        assert done.stdout.strip() == f"None {reason}", done.stderr
+
+
+@needed
+def test_a_compiler_that_fails_and_a_cache_that_cannot_be_written(tmp_path):
+    broken = tmp_path / "bin"
+    broken.mkdir()
+    (broken / "cc").write_text('#!/bin/sh\n[ "$1" = --version ] && { echo cc; exit 0; }\necho no room >&2\nexit 1\n')
+    (broken / "cc").chmod(0o755)
+    code = "from lightwell.model.kernels import build; print(build.library(), build.why_not())"
+    environment = os.environ | {"PATH": f"{broken}:{os.environ['PATH']}", "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert "None the C compiler failed" in done.stdout
+    assert "no room" in done.stdout
+    environment = os.environ | {"XDG_CACHE_HOME": "/proc/nowhere"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.strip().endswith("None"), done.stderr  # no reason against them: built for this process
+    assert "CDLL" in done.stdout
+    assert isinstance(cross_entropy_sum(torch.ones(2, 3), torch.ones(4, 3), torch.zeros(2, dtype=torch.long)), tuple)
