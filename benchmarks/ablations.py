@@ -22,7 +22,7 @@ from lightwell.data.prepare import prepare
 from lightwell.model.init import initialise
 from lightwell.runtime.seeds import generator
 
-SIZES = (("2x64@64", 400_000), ("4x128@64", 250_000))
+SIZES = (("2x64@128", 800_000), ("4x128@128", 800_000))
 SEEDS = (1, 2)
 
 
@@ -35,9 +35,9 @@ class Variant:
     mask_documents: bool = False
 
 
-def nonzero_projections(model: nn.Module) -> None:
-    """GPT-2's own initialisation instead of zeros where a block writes into the stream."""
-    initialise(model, generator(1, "model"), zero_output_projections=False)
+def zero_projections(model: nn.Module) -> None:
+    """Zeros instead of GPT-2's own initialisation where a block writes into the stream."""
+    initialise(model, generator(1, "model"), zero_output_projections=True)
 
 
 def without_qk_norm(model: nn.Module) -> None:
@@ -49,7 +49,9 @@ VARIANTS = {
     "recipe": Variant(),
     "AdamW instead of Muon": Variant({"optimizer": {"name": "adamw"}}),
     "AdamW at twice its rate": Variant({"optimizer": {"name": "adamw", "learning_rate": 6e-3}}),
-    "output projections not zero": Variant(change=nonzero_projections),
+    "output projections zero": Variant(change=zero_projections),
+    "momentum 0.95": Variant({"optimizer": {"momentum": 0.95}}),
+    "momentum 0.85": Variant({"optimizer": {"momentum": 0.85}}),
     "cosine to a tenth": Variant({"schedule": {"name": "cosine", "final": 0.1}}),
     "decay over the last fifth": Variant({"schedule": {"decay": 0.2}}),
     "no q/k norm": Variant(change=without_qk_norm),

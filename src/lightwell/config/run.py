@@ -91,7 +91,7 @@ class OptimizerSection(Strict):
     beta1: Rate = 0.9
     beta2: Rate = 0.95
     eps: Positive = 1e-8
-    momentum: Rate = 0.95  # Muon's
+    momentum: Rate = 0.9  # Muon's
 
 
 class ScheduleSection(Strict):
@@ -128,7 +128,7 @@ class TrainSection(Strict):
     micro_batch_size: Size | None = None  # sequences at once in one process; left out: as many as fit
     clip: NonNegative = 1.0  # largest norm of the whole gradient; 0: no limit
     eval_every: Size | None = None  # steps between held-out evaluations; left out: ten over the run
-    eval_tokens: Size | None = None  # tokens of each evaluation on the way; left out: 1% of all tokens
+    eval_tokens: Size | None = None  # tokens of each evaluation on the way; left out: 0.5% of all tokens
     sample_every: Size | None = None  # steps between samples; left out: with each evaluation
     prompts: list[str] = Field(default_factory=lambda: [""])  # what the samples begin with
     sample_tokens: Size = 80

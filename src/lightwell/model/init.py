@@ -3,7 +3,7 @@
 GPT-2's: every matrix and embedding normal with standard deviation 0.02, biases 0, norms 1. The two matrices of a block
 that write to the residual stream (`attn.out`, `mlp.down`) are scaled by 1 / sqrt(2 n_layers), so that the sum of all
 2 n_layers of them is as wide as one alone (Radford et al. 2019, section 2.3). With zeros instead, each block begins as
-the identity (Zhang et al. 2019, "Fixup"), which suits optimizers with large first steps.
+the identity (Zhang et al. 2019, "Fixup"); in our runs it then learns more slowly (LOG.md).
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass, field
 
 from lightwell.config.run import RunConfig
+from lightwell.model.kernels.build import library
 from lightwell.planner.step_time import Trial
 from lightwell.runtime.device import Device
 
@@ -46,10 +47,11 @@ def try_compile(config: RunConfig, device: Device, step_seconds: float, seconds:
 
 
 def can_compile(device: Device) -> bool:
-    """Whether the tools are there: Triton for a GPU, a C++ compiler for a CPU."""
+    """Whether the tools are there (Triton for a GPU, a C++ compiler for a CPU), and not our own kernels, which are as
+    fast on a CPU and ready at once (LOG.md)."""
     if device.kind == "cuda":
         return importlib.util.find_spec("triton") is not None
-    return device.kind == "cpu" and any(shutil.which(name) for name in ("c++", "g++", "clang++"))
+    return device.kind == "cpu" and library() is None and any(shutil.which(name) for name in ("c++", "g++", "clang++"))
 
 
 def measure_compiled(config: RunConfig, device: Device, rounds: int = 3) -> tuple[float, float]:

@@ -18,7 +18,6 @@ from lightwell.evaluation.report import Evaluation
 from lightwell.model.build import GPT
 from lightwell.model.count import flops_per_token, parameters
 from lightwell.model.gpt2 import GPT2
-from lightwell.model.init import initialise
 from lightwell.model.kernels.build import library
 from lightwell.model.modern import Modern
 from lightwell.runtime.device import Device
@@ -39,7 +38,7 @@ from lightwell.training.state import TrainState
 from lightwell.training.step import to
 
 EVALUATIONS = 10  # over a run, unless the config says otherwise
-EVALUATION_SHARE = 0.01  # tokens of each of them, as a share of all tokens trained on
+EVALUATION_SHARE = 0.005  # tokens of each of them, as a share of all tokens trained on
 OUTCOME_SHARE, OUTCOME_TOKENS = 0.06, 8192  # tokens of the measurement at the end, and the least of them
 SLOW_DISK, SLOW_MEMORY = 2e8, 5e9  # bytes per second
 SEARCHED = 5e6  # bytes of training text per second, in which the sample's longest copy is looked for
@@ -157,10 +156,8 @@ def cadence(config: RunConfig, steps: int, step_seconds: float, tokens_per_step:
 
 
 def new_model(model_config: ModelConfig, config: RunConfig, device: Device) -> GPT2 | Modern:
-    """The model with its first numbers: with Muon, blocks begin as the identity; with AdamW alone, GPT-2's own."""
+    """The model with its first numbers, on the device."""
     model = GPT(model_config, generator(config.run.seed, "model"))
-    if config.optimizer.name == "muon":
-        initialise(model, generator(config.run.seed, "model"), zero_output_projections=True)
     model.checkpoint_activations = config.runtime.checkpoint_activations
     return model.to(device.torch_device).train()
 

@@ -53,7 +53,7 @@ static inline void store(Numbers to, long begin, const float *restrict row, long
 
 /* e^x to about one part in 10^7: 2^n times a polynomial of what is left, |f| <= ln 2 / 2. Not a number stays so. */
 static inline float exponential(float x) {
-    float clipped = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+    float clipped = x < -80.0f ? -80.0f : x > 88.0f ? 88.0f : x; /* far from numbers too small for full speed */
     float n = rintf(clipped * 1.44269504f);
     float f = clipped - n * 0.693359375f + n * 2.12194440e-4f;
     float p = 1.9875691500e-4f;
@@ -67,6 +67,12 @@ static inline float exponential(float x) {
     float scale;
     memcpy(&scale, &bits, 4);
     return p * scale;
+}
+
+/* n or a little more, so that no single numbers are left after those that the processor takes together. */
+static inline long up_to_lanes(long n, long most) {
+    long full = (n + 15) / 16 * 16;
+    return full < most ? full : most;
 }
 
 static inline float dot(const float *restrict a, const float *restrict b, long n) {
@@ -188,15 +194,16 @@ void heads_backward(
 void causal_softmax(Numbers scores, float scale, long matrices, long T, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long t = 0; t < matrices * T; t++) {
-        long n = t % T + 1;
+        long n = t % T + 1, full = up_to_lanes(n, T);
         float row[T], highest = -INFINITY, sum = 0;
         load(row, scores, t * T, n);
+        for (long i = n; i < full; i++) row[i] = -INFINITY;
 #pragma omp simd reduction(max : highest)
-        for (long i = 0; i < n; i++) highest = row[i] > highest ? row[i] : highest;
+        for (long i = 0; i < full; i++) highest = row[i] > highest ? row[i] : highest;
 #pragma omp simd reduction(+ : sum)
-        for (long i = 0; i < n; i++) sum += row[i] = exponential(scale * (row[i] - highest));
+        for (long i = 0; i < full; i++) sum += row[i] = exponential(scale * (row[i] - highest));
         float share = 1.0f / sum;
-        for (long i = 0; i < n; i++) row[i] *= share;
+        for (long i = 0; i < full; i++) row[i] *= share;
         for (long i = n; i < T; i++) row[i] = 0;
         store(scores, t * T, row, T);
     }
@@ -207,7 +214,7 @@ void causal_softmax(Numbers scores, float scale, long matrices, long T, int thre
 void causal_softmax_backward(Numbers weights, Numbers g, float scale, long matrices, long T, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long t = 0; t < matrices * T; t++) {
-        long n = t % T + 1;
+        long n = up_to_lanes(t % T + 1, T); /* the weights after t are 0 */
         float p[T], d[T];
         load(p, weights, t * T, n);
         load(d, g, t * T, n);
