@@ -1,14 +1,17 @@
-"""Tokens per second of greedy generation at GPT-2 124M (random weights), against transformers' generate with its cache.
+"""Tokens per second of greedy generation at GPT-2 124M (random weights), against transformers' generate with its cache
+and, where it is installed (`pip install ctranslate2`), CTranslate2 in int8.
 
     python benchmarks/generate.py [--rounds 3] [--threads 2] [--new-tokens 64] [--prompt 32]
 
-Both sides hold the same weights (through our export) and must write the same tokens.
+All sides hold the same weights (through our export); ours and transformers' must write the same tokens in float32.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -68,6 +71,40 @@ def theirs(folder: Path, prompt: list[int], new_tokens: int, threads: int) -> di
     return {"tokens_per_second": new_tokens / min(times), "ids": out[0, len(prompt) :].tolist()[:16]}
 
 
+def ctranslate2_int8(folder: Path, prompt: list[int], new_tokens: int, threads: int) -> dict:
+    import ctranslate2
+
+    generator = ctranslate2.Generator(
+        str(folder / "ctranslate2"), compute_type="int8", inter_threads=1, intra_threads=threads
+    )
+    times, ids = [], []
+    for _ in range(3):
+        start = time.perf_counter()
+        [result] = generator.generate_batch(
+            [[f"t{n}" for n in prompt]], max_length=new_tokens, min_length=new_tokens, sampling_topk=1, end_token=[],
+            include_prompt_in_result=False,
+        )  # fmt: skip
+        times.append(time.perf_counter() - start)
+        ids = result.sequences_ids[0]
+    assert len(ids) == new_tokens
+    return {"tokens_per_second": new_tokens / min(times), "ids": ids[:16]}
+
+
+def convert(folder: Path, vocab_size: int) -> None:
+    """Our export to CTranslate2's int8. Its converter asks for a vocabulary: tokens t0, t1, ..."""
+    import ctranslate2.converters
+    from tokenizers import Tokenizer, models
+
+    named = folder.with_name("named")
+    shutil.copytree(folder, named)
+    names = {f"t{n}": n for n in range(vocab_size)}
+    Tokenizer(models.WordLevel(names, unk_token="t0")).save(str(named / "tokenizer.json"))
+    about = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "t0", "bos_token": "t0", "eos_token": "t0"}
+    (named / "tokenizer_config.json").write_text(json.dumps(about))
+    converter = ctranslate2.converters.TransformersConverter(str(named))
+    converter.convert(str(folder / "ctranslate2"), quantization="int8")
+
+
 def export(folder: Path) -> None:
     import torch
 
@@ -93,6 +130,8 @@ def main() -> None:
         side, folder = args.side[0], Path(args.side[1])
         if side.startswith("lightwell"):
             found = ours(folder, prompt, args.new_tokens, args.threads, side.split()[1])
+        elif side == "ctranslate2 int8":
+            found = ctranslate2_int8(folder, prompt, args.new_tokens, args.threads)
         else:
             found = theirs(folder, prompt, args.new_tokens, args.threads)
         print(json.dumps(found))
@@ -101,10 +140,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "gpt2-124m"
         export(folder)
+        names = ["lightwell float32", "lightwell bf16", "lightwell int8", "transformers"]
+        if importlib.util.find_spec("ctranslate2"):
+            convert(folder, 50257)
+            names.append("ctranslate2 int8")
         options = ("--threads", str(args.threads), "--new-tokens", str(args.new_tokens), "--prompt", str(args.prompt))
         sides = {
-            side: lambda side=side: common.run_side(__file__, *options, "--side", side, str(folder))
-            for side in ("lightwell float32", "lightwell bf16", "lightwell int8", "transformers")
+            side: lambda side=side: common.run_side(__file__, *options, "--side", side, str(folder)) for side in names
         }
         found = common.in_turns(sides, args.rounds)
     rates = {side: common.median(rows, "tokens_per_second") for side, rows in found.items()}

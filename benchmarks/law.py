@@ -19,19 +19,18 @@ import torch
 from torch import Tensor
 
 import small_runs
+from lightwell.planner.choose import choose_vocab_size
 from lightwell.planner.predict import effective_tokens
 from lightwell.planner.text import describe
 
 POINTS = (
-    ("2x64@64", 300_000),
-    ("2x64@64", 1_200_000),
-    ("4x128@64", 300_000),
+    ("2x64@128", 1_200_000),
     ("4x128@128", 600_000),
-    ("4x192@128", 600_000),
-    ("5x256@128", 300_000),
-    ("4x128@64", 1_200_000),
+    ("4x128@128", 2_400_000),
+    ("5x256@128", 600_000),
+    ("4x192@128", 1_200_000),
 )
-VOCAB_SIZE = 1024
+SECONDS = 120.0  # the budget for which the vocabulary is chosen
 PRIOR = 3e-4  # weight of staying near Hoffmann et al.'s exponents: a few points cannot tell all seven constants apart
 
 
@@ -51,7 +50,9 @@ def run(texts: list[Path], out: Path, only: str | None) -> None:
             if (text.stem, size, tokens) in made or only not in (None, f"{text.stem}/{size}/{tokens}"):
                 continue
             val = text.with_name(f"{text.stem}-val.txt")
-            dataset = small_runs.dataset_of(text, work, VOCAB_SIZE, val if val.exists() else None)
+            dataset = small_runs.dataset_of(
+                text, work, choose_vocab_size(text.stat().st_size, SECONDS), val if val.exists() else None
+            )
             found = small_runs.train(dataset, small_runs.config_of(size, dataset), tokens)
             row = {"text": text.stem, "size": size, "asked": tokens, **features(dataset), **found}
             with open(out, "a", encoding="utf-8") as file:

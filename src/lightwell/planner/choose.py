@@ -153,7 +153,7 @@ def climb(rungs: dict[str, RunConfig], text: Text, device: Device, peak: float, 
     def attempt(place: int) -> None:
         config = rungs[names[place]]
         limit = max(0.2, (deadline - time.perf_counter()) / 2)
-        found = measure_step_seconds(config, device, rounds=3, limit=limit)
+        found = measure_step_seconds(config, device, limit=limit)
         if found is None:
             tried[place] = None
             return
@@ -300,8 +300,8 @@ def tokens_per_step(config: RunConfig) -> int:
 
 
 def choose_vocab_size(text_bytes: int, seconds: float | None) -> int:
-    """A vocabulary that the text and the time can fill: each token must be seen often enough to be learned."""
-    for size, enough_bytes, enough_seconds in ((8192, 5e7, 3600), (4096, 2e7, 1200), (2048, 4e6, 240), (1024, 4e5, 30)):
+    """A vocabulary that the text and the time can fill: each token must be seen often enough to be learned (LOG.md)."""
+    for size, enough_bytes, enough_seconds in ((8192, 4e6, 400), (4096, 1e6, 30), (2048, 2e5, 20), (1024, 5e4, 0)):
         if text_bytes >= enough_bytes and (seconds is None or seconds >= enough_seconds):
             return size
     return 512

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 
 import torch
@@ -50,7 +51,7 @@ class Trial:
         return time.perf_counter() - start
 
 
-def measure_step_seconds(config: RunConfig, device: Device, rounds: int = 3, limit: float = 20.0) -> float | None:
+def measure_step_seconds(config: RunConfig, device: Device, rounds: int = 5, limit: float = 20.0) -> float | None:
     """Seconds of one whole step; None where the model is too large to try.
 
     A batch that would take long is not tried whole: a step's time is a line over its sequences, drawn through two
@@ -66,21 +67,21 @@ def measure_step_seconds(config: RunConfig, device: Device, rounds: int = 3, lim
     free = free_bytes()
     if free is not None and needed > 0.8 * free:
         return None
-    seconds = _fastest(config, device, rows, rounds, limit)
+    seconds = _usual(config, device, rows, rounds, limit)
     if rows == batch_size:
         return seconds
     fewer = max(1, rows // 2)
     each = (
-        seconds / rows if fewer == rows else (seconds - _fastest(config, device, fewer, rounds, limit)) / (rows - fewer)
+        seconds / rows if fewer == rows else (seconds - _usual(config, device, fewer, rounds, limit)) / (rows - fewer)
     )
     return seconds + max(each, 0.25 * seconds / rows) * (batch_size - rows)
 
 
-def _fastest(config: RunConfig, device: Device, rows: int, rounds: int, limit: float) -> float:
-    """Seconds of a step with so many sequences, the fastest of some."""
+def _usual(config: RunConfig, device: Device, rows: int, rounds: int, limit: float) -> float:
+    """Seconds of a step with so many sequences, the median of some: a run has no more than its share of good moments."""
     began = time.perf_counter()
     trial = Trial(config, device, rows)
     times: list[float] = []
     while len(times) <= rounds and (len(times) < 2 or time.perf_counter() - began < limit):
         times.append(trial.step())
-    return min(times[1:])
+    return statistics.median(times[1:])
