@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import small_runs
-from lightwell.planner.choose import choose_vocab_size
+from lightwell.planner.choose import MOST_EPOCHS, choose_vocab_size
 from lightwell.planner.predict import effective_tokens
 from lightwell.planner.text import describe
 
@@ -98,7 +98,8 @@ def off(constants: Tensor, rows: list[dict[str, Any]]) -> list[float]:
 
 
 def fit(out: Path) -> None:
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    made = [json.loads(line) for line in out.read_text().splitlines()]
+    rows = [row for row in made if row["tokens"] < (MOST_EPOCHS + 1) * row["unique_tokens"]]  # as the planner has it
     constants = fitted(rows)
     gamma, delta, *others = constants.tolist()
     E, A, B, alpha, beta = map(math.exp, others)

@@ -169,8 +169,8 @@ def test_muon_step_is_its_definition():
     seen = Gradients()
     for n in range(3):
         step(replicas, optimizer, batch_of([8, 8], seed=n), 2, observers=[seen])
-        buffer = 0.95 * buffer + 0.05 * seen.found[name]
-        ahead = 0.05 * seen.found[name] + 0.95 * buffer
+        buffer = 0.9 * buffer + 0.1 * seen.found[name]
+        ahead = 0.1 * seen.found[name] + 0.9 * buffer
         turned = torch.cat([orthogonalise(part) for part in ahead.split(qkv_rows(CONFIG))])
         expected = expected - 0.02 * (turned + 0.05 * expected)
     torch.testing.assert_close(weight.detach(), expected, rtol=1e-9, atol=1e-12)

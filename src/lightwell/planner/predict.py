@@ -6,7 +6,7 @@ N parameters and D tokens of *new* text, both in millions (repeated text counts 
 this text is: what a general compressor and counted pairs of tokens need for it (text.py). What no size and no amount of
 text would learn, and what size is lacking for, goes with the compressor; what training is lacking for begins at pairs.
 Sources: the form: Hoffmann et al. 2022 ("Chinchilla"); repetition: Muennighoff et al. 2023. The constants are fitted by
-`benchmarks/law.py` to small runs of our own on six texts, ALPHA and BETA held near Hoffmann et al.'s (LOG.md).
+`benchmarks/law.py` to small runs of our own on seven texts, ALPHA and BETA held near Hoffmann et al.'s (LOG.md).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import math
 
 from lightwell.planner.text import Text
 
-ALPHA, BETA = 0.291, 0.251
-GAMMA, DELTA = 0.633, 1.609
-E, A, B = 0.487, 0.156, 0.184
+ALPHA, BETA = 0.357, 0.334
+GAMMA, DELTA = 0.952, 1.374
+E, A, B = 0.311, 0.146, 0.248
 PARAMETERS_PER_TOKEN = 8  # different tokens of the text: more parameters have nothing to learn from
 REPETITION = 15.4  # epochs after which repeating has lost most of its use
 

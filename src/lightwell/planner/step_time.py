@@ -78,7 +78,7 @@ def measure_step_seconds(config: RunConfig, device: Device, rounds: int = 5, lim
 
 
 def _usual(config: RunConfig, device: Device, rows: int, rounds: int, limit: float) -> float:
-    """Seconds of a step with so many sequences, the median of some: a run has no more than its share of good moments."""
+    """Seconds of a step with so many sequences, the median of some: a run has bad moments too."""
     began = time.perf_counter()
     trial = Trial(config, device, rows)
     times: list[float] = []

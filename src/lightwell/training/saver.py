@@ -24,12 +24,15 @@ from lightwell.training.record import Record
 from lightwell.training.replicas import Replicas
 from lightwell.training.state import TrainState
 
-AT_RISK_SECONDS, AT_RISK_SHARE = 300.0, 0.02  # the most work that may be lost, whichever is less
+# The most work that may be lost: a share of the run, but not so little that saving it slows the rest down (LOG.md).
+AT_RISK_SHARE, AT_RISK_LEAST, AT_RISK_MOST = 0.02, 10.0, 300.0  # and seconds
 
 
 def save_every(steps: int, step_seconds: float) -> int:
     """Steps between two saves, so that no more can be lost than may be."""
-    return max(1, int(min(AT_RISK_SECONDS / max(step_seconds, 1e-6), AT_RISK_SHARE * steps)))
+    step_seconds = max(step_seconds, 1e-6)
+    seconds = min(max(AT_RISK_SHARE * steps * step_seconds, AT_RISK_LEAST), AT_RISK_MOST)
+    return max(1, min(int(seconds / step_seconds), -(-steps // 4)))  # a very short run four times all the same
 
 
 class Saver:
