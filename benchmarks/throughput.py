@@ -1,6 +1,6 @@
 """Tokens per second of a whole training step (forward, backward, clip, optimizer; no dropout) against nanoGPT.
 
-    python benchmarks/throughput.py --nanogpt PATH [--rounds 3] [--threads 2]
+    python benchmarks/throughput.py --nanogpt PATH [--rounds 3] [--threads 2] [--only 50304]
 
 Ours is the loop's own step on the gpt2 family with AdamW, in float32 and, where the processor has matrix units, in the
 dtype that a run would take; nanoGPT's is its model and optimizer from the checkout in float32, compiled and not, the
@@ -114,6 +114,7 @@ def main() -> None:
     parser.add_argument("--nanogpt", required=True, help="a checkout of nanoGPT")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", default="", help="shapes whose name has this in it")
     parser.add_argument("--side", nargs=2, metavar=("SIDE", "SHAPE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
@@ -126,7 +127,7 @@ def main() -> None:
         print(json.dumps(found))
         return
     print(common.machine())
-    for name in SHAPES:
+    for name in [name for name in SHAPES if args.only in name]:
         options = ("--nanogpt", args.nanogpt, "--threads", str(args.threads), "--side")
         sides = {
             side: lambda side=side, name=name, options=options: common.run_side(__file__, *options, side, name)
