@@ -26,6 +26,7 @@ def ours(folder: Path, prompt: list[int], new_tokens: int, threads: int, weights
     import torch
 
     from lightwell.generation.engine import Engine
+    from lightwell.generation.layout import lay_out
     from lightwell.generation.sample import Sampling
     from lightwell.interop.huggingface import import_model
     from lightwell.model.build import GPT
@@ -39,10 +40,7 @@ def ours(folder: Path, prompt: list[int], new_tokens: int, threads: int, weights
         from lightwell.generation.quantize import quantize
 
         model = quantize(model, weights)
-    else:
-        from lightwell.generation.layout import lay_out
-
-        lay_out(model)
+    lay_out(model)
     engine = Engine(model, BytesTokenizer())
     times, ids = [], []
     for _ in range(3):

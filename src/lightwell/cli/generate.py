@@ -36,8 +36,7 @@ def generate(
     opened = load(run, device=device)
     if quantize:
         opened.quantize(quantize)
-    else:
-        opened.only_write()
+    opened.only_write()
 
     def write(words: str) -> None:
         began, n_tokens, text = time.perf_counter(), 0, ""

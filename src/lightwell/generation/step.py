@@ -4,7 +4,8 @@ With a cache, a step multiplies every weight by one vector per text: it takes as
 memory. Anything else that a step does is seen at once, and of a model built from modules within modules that is mostly
 the calls. So here each family's pass stands once more for a single token: the same functions on the same weights in the
 same order, looked up once for a whole text. `model(ids, cache=cache)` is the twin, and is used wherever a part of the
-model is not the one that this file knows (an adapter, a hook, a sharded module).
+model is not the one that this file knows (an adapter, a hook, a sharded module). For one text on a CPU the same step is
+there in C (`step_in_c.py`), where this one is its twin.
 
     R texts, C emb_dim, H heads, G heads of keys and values, D head_dim, S tokens seen, V vocabulary
 """
@@ -14,14 +15,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightwell.generation.mode import Model
+from lightwell.generation.step_in_c import step_in_c
 from lightwell.model import gpt2, modern
 from lightwell.model.attention import attend, token_positions, visible_tokens
 from lightwell.model.cache import KVCache
 
+IN_C = (torch.float32, torch.bfloat16)  # keys and values that the step in C reads
 Step = Callable[[Tensor, KVCache], Tensor]
 Part = Callable[[Tensor], Tensor]
 
@@ -42,7 +46,16 @@ def one_token_step(model: Model) -> Step:
     """A function of `ids` (R, 1) int64 and the cache to the logits (R, V) of the token that follows, dropout off."""
     if not _is_plain(model):
         return lambda ids, cache: model(ids, cache=cache)[:, -1]
-    return _gpt2_step(model) if isinstance(model, gpt2.GPT2) else _modern_step(model)
+    flat = _gpt2_step(model) if isinstance(model, gpt2.GPT2) else _modern_step(model)
+    in_c = step_in_c(model)
+    if in_c is None:
+        return flat
+
+    def step(ids: Tensor, cache: KVCache) -> Tensor:
+        alone = len(ids) == 1 and cache.start is None
+        return in_c(ids, cache) if alone and cache.keys.dtype in IN_C else flat(ids, cache)
+
+    return step
 
 
 def _gpt2_step(model: gpt2.GPT2) -> Step:

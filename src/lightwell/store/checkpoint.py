@@ -36,6 +36,7 @@ from lightwell.files.verify import read_manifest, reading, verify_digest, verify
 from lightwell.store.tensors import n_bytes, read_tensors, write_tensors
 
 FORMAT = 1
+SERIAL = 1 << 14  # elements that PyTorch goes through without further threads (its grain is 1 << 15)
 FOLDER = "checkpoints"
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 PIN = "pinned"  # an empty file in the folder of a checkpoint that is to be kept for ever; see `checkpoints.pin`
@@ -131,12 +132,18 @@ def checkpoint_path(run: Path, step: int) -> Path:
 
 
 def require_finite(tensors: Mapping[str, Tensor]) -> None:
-    """Raise RunError, naming the first tensor that holds a NaN or an infinity."""
+    """Raise RunError, naming the first tensor that holds a NaN or an infinity.
+
+    Piece by piece, on the thread that asks: for a large tensor PyTorch would start threads beside those that train, and
+    OpenMP, with more threads than processors, lets none of them spin any longer (LOG.md: all later steps are slower).
+    """
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point() or not tensor.numel():
+        if not tensor.is_floating_point():
             continue
-        low, high = torch.aminmax(tensor.detach())  # a NaN anywhere makes both NaN; unlike isfinite, needs no memory
-        if not (torch.isfinite(low) and torch.isfinite(high)):
+        for piece in tensor.detach().reshape(-1).split(SERIAL):
+            low, high = torch.aminmax(piece)  # a NaN anywhere makes both NaN; unlike isfinite, needs no memory
+            if torch.isfinite(low) and torch.isfinite(high):
+                continue
             raise RunError(
                 f"expected finite numbers to save, got NaN or infinity in {name}.",
                 "Training has gone wrong before this step: go on from the last good checkpoint, at a lower rate.",

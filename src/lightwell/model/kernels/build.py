@@ -1,7 +1,8 @@
-"""Build rows.c with the machine's own C compiler, once, and load it; about a second, then a file in the user's cache.
+"""Build the C files here with the machine's own compiler, once, and load them; two seconds, then a file in the user's
+cache.
 
-Where that is not possible (no compiler, not Linux) the answer is None, and training
-takes PyTorch's own kernels: slower, with the same results but for rounding.
+Where that is not possible (no compiler, not Linux) the answer is None, and training and generation take PyTorch's own
+kernels: slower, with the same results but for rounding.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from pathlib import Path
 
 import torch  # noqa: F401  # its threads library is loaded from then on
 
-SOURCE = Path(__file__).with_name("rows.c")
+FOLDER = Path(__file__).parent
+SOURCES = (FOLDER / "rows.c", FOLDER / "one_token.c")  # and the header that both include
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wall")
 WIDE = (
     ("-mprefer-vector-width=512",) if platform.machine() == "x86_64" else ()
@@ -30,7 +32,7 @@ LONGEST_BUILD = 60.0  # seconds
 
 
 def library() -> ctypes.CDLL | None:
-    """The functions of rows.c, or None where they cannot be had (`why_not` says why)."""
+    """The functions of the C files, or None where they cannot be had (`why_not` says why)."""
     return _loaded()[0]
 
 
@@ -78,8 +80,9 @@ def _threads_library() -> str | None:
 def _name(compiler: str, threads: str) -> str:
     """Of the built library: after all that its bits depend on."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    about = (SOURCE.read_bytes(), FLAGS + WIDE, version, threads, _processor())
-    return f"rows-{hashlib.sha256(repr(about).encode()).hexdigest()[:16]}.so"
+    texts = [file.read_bytes() for file in (*SOURCES, FOLDER / "numbers.h")]
+    about = (texts, FLAGS + WIDE, version, threads, _processor())
+    return f"kernels-{hashlib.sha256(repr(about).encode()).hexdigest()[:16]}.so"
 
 
 def _processor() -> str:
@@ -103,10 +106,11 @@ def _cache() -> Path | None:
 def _build(place: Path, compiler: str, threads: str) -> None:
     """Compile next to the place and move it there, so that two processes that do so at once do no harm."""
     with tempfile.TemporaryDirectory(dir=place.parent) as folder:
-        compiled, linked = f"{folder}/rows.o", f"{folder}/rows.so"
+        objects = [f"{folder}/{source.stem}.o" for source in SOURCES]
+        compiled = f"{folder}/kernels.so"
         for command in (
-            [compiler, *FLAGS, *WIDE, "-c", str(SOURCE), "-o", compiled],
-            [compiler, "-shared", compiled, threads, "-lm", "-o", linked],  # not -fopenmp: that links another library
+            *([compiler, *FLAGS, *WIDE, "-c", str(source), "-o", made] for source, made in zip(SOURCES, objects)),
+            [compiler, "-shared", *objects, threads, "-lm", "-o", compiled],  # not -fopenmp: that links another library
         ):
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=LONGEST_BUILD)
-        os.replace(linked, place)
+        os.replace(compiled, place)
