@@ -19,8 +19,7 @@ from torch import nn
 
 import small_runs
 from lightwell.data.prepare import prepare
-from lightwell.model.init import initialise
-from lightwell.runtime.seeds import generator
+from lightwell.model.init import WRITES_TO_STREAM
 
 SIZES = (("2x64@128", 800_000), ("4x128@128", 800_000))
 SEEDS = (1, 2)
@@ -37,7 +36,10 @@ class Variant:
 
 def zero_projections(model: nn.Module) -> None:
     """Zeros instead of GPT-2's own initialisation where a block writes into the stream."""
-    initialise(model, generator(1, "model"), zero_output_projections=True)
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if name.endswith(WRITES_TO_STREAM):
+                module.weight.zero_()
 
 
 def without_qk_norm(model: nn.Module) -> None:
@@ -47,6 +49,8 @@ def without_qk_norm(model: nn.Module) -> None:
 
 VARIANTS = {
     "recipe": Variant(),
+    "embeddings from chance": Variant({"train": {"init": "random"}}),
+    "embeddings from chance, tied": Variant({"model": {"tie_embeddings": True}}),
     "AdamW instead of Muon": Variant({"optimizer": {"name": "adamw"}}),
     "AdamW at twice its rate": Variant({"optimizer": {"name": "adamw", "learning_rate": 6e-3}}),
     "output projections zero": Variant(change=zero_projections),
@@ -80,7 +84,7 @@ def run(text: Path, out: Path, only: str | None, made: set[tuple[str, str, int]]
     small_runs.one_thread()
     place = out.parent / f"{out.stem}-data"
     if not place.exists():
-        prepare([text], place, tokenizer="bpe", vocab_size=1024)
+        prepare([text], place, tokenizer="bpe", vocab_size=4096)
     dataset = small_runs.open_dataset(place)
     for seed in SEEDS:
         for name, variant in VARIANTS.items():

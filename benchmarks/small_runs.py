@@ -46,8 +46,16 @@ def config_of(size: str, dataset: Dataset, **sections: dict[str, Any]) -> RunCon
     """A complete config: `sections` over the recipe. `size`: layers x width @ context, as in "4x128@64"."""
     shape, context_length = size.split("@")
     layers, width = map(int, shape.split("x"))
-    model = {"n_layers": layers, "emb_dim": width, "n_heads": HEADS[width], "context_length": int(context_length)}
-    sections["model"] = model | {"vocab_size": dataset.tokenizer.vocab_size} | sections.get("model", {})
+    model: dict[str, Any] = {
+        "n_layers": layers,
+        "emb_dim": width,
+        "n_heads": HEADS[width],
+        "context_length": int(context_length),
+    }
+    given = sections.get("model", {})
+    if given.get("family") != "gpt2":
+        model["tie_embeddings"] = False  # as the planner has it
+    sections["model"] = model | {"vocab_size": dataset.tokenizer.vocab_size} | given
     sections["train"] = {"batch_size": 16} | sections.get("train", {})
     return parse(sections)
 
@@ -64,7 +72,7 @@ def train(
     """Train for so many tokens and measure the held-out part. `change` gets the new model before the first step."""
     device: Device = choose_device(config.runtime.device, config.runtime.dtype)
     sizes, world, seed = config.model.complete(), World(), config.run.seed
-    model = new_model(sizes, config, device)
+    model = new_model(sizes, config, device, dataset)
     if change is not None:
         change(model)
     replicas = Replicas(model, world)

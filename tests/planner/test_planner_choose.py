@@ -111,7 +111,8 @@ def test_every_preset_is_planned_around(fake_speed):
 
 
 def test_a_batch_that_does_not_fit_is_split_until_it_does(fake_speed, monkeypatch):
-    raw = {"model": {"emb_dim": 256, "n_heads": 4, "n_layers": 4, "context_length": 256}, "train": {"batch_size": 48}}
+    sizes = {"emb_dim": 256, "n_heads": 4, "n_layers": 4, "context_length": 256, "tie_embeddings": False}
+    raw = {"model": sizes, "train": {"batch_size": 48}}
     config = changed(parse(raw), model={"vocab_size": 1024})
 
     def needed(rows):

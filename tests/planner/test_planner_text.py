@@ -1,13 +1,12 @@
 """What is told of a text before training: how repetitive it is, and what pairs of tokens know of it."""
 
 import math
-from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from lightwell.data.prepare import prepare
-from lightwell.planner.text import DISCOUNT, bigram_nats, describe, difficulty
+from lightwell.planner.text import DISCOUNT, describe, difficulty, ngram_nats
 
 
 def test_difficulty_tells_noise_from_repetition():
@@ -16,33 +15,44 @@ def test_difficulty_tells_noise_from_repetition():
     assert difficulty(b"the same line again\n" * 2500) < 0.2
 
 
-def by_hand(train, val, V):
-    """The same, in loops."""
-    alone = [(train.count(t) + 0.5) / (len(train) + 0.5 * V) for t in range(V)]
-    nats = 0.0
-    for before, token in pairwise(val):
-        follows = [b for a, b in pairwise(train) if a == before]
-        if not follows:
-            nats -= math.log(alone[token])
-            continue
-        kept = max(follows.count(token) - DISCOUNT, 0) / len(follows)
-        given_on = DISCOUNT * len(set(follows)) / len(follows)
-        nats -= math.log(kept + given_on * alone[token])
-    return nats / (len(val) - 1)
+def by_hand(train, val, V, order):
+    """The same, in loops: the chance of each token of `val` after the ones before it."""
+
+    def occurrences(gram):  # all of the longest, of shorter ones the different tokens that come before
+        places = [i for i in range(len(train) - len(gram) + 1) if train[i : i + len(gram)] == gram]
+        if len(gram) == order:
+            return len(places)
+        return len({tuple(train[i - 1 : i + len(gram)]) for i in places if i >= order - len(gram)})
+
+    def chance(context, token):
+        if context is None:
+            return 1 / V
+        counts = [occurrences([*context, t]) for t in range(V)]
+        shorter = chance(context[1:] if context else None, token)
+        if not sum(counts):
+            return shorter
+        given_on = DISCOUNT * sum(c > 0 for c in counts) / sum(counts)
+        return max(counts[token] - DISCOUNT, 0) / sum(counts) + given_on * shorter
+
+    nats = [-math.log(chance(val[i : i + order - 1], val[i + order - 1])) for i in range(len(val) - order + 1)]
+    return sum(nats) / len(nats)
 
 
-def test_bigrams_are_those_counted_by_hand():
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("V", [2, 5, 12])
+def test_sequences_are_those_counted_by_hand(order, V):
     random = np.random.default_rng(1)
-    for V in (2, 5, 40):
-        train, val = (random.integers(V, size=n).tolist() for n in (60, 50))
-        assert bigram_nats(np.array(train), np.array(val), V) == pytest.approx(by_hand(train, val, V))
+    train, val = (random.integers(V, size=n).tolist() for n in (60, 20))
+    found = ngram_nats(np.array(train), np.array(val), V, order)
+    assert found == pytest.approx(by_hand(train, val, V, order))
 
 
-def test_bigrams_know_what_always_follows():
+def test_sequences_know_what_always_follows():
     pattern = np.tile(np.arange(10), 100)
-    assert bigram_nats(pattern, pattern[:50], 10) < 0.1
-    noise = np.random.default_rng(2).integers(10, size=1000)
-    assert bigram_nats(noise, noise[::-1], 10) == pytest.approx(math.log(10), rel=0.05)
+    assert ngram_nats(pattern, pattern[:50], 10) < 0.1
+    noise = np.random.default_rng(2).integers(10, size=20_000)
+    assert ngram_nats(noise, noise[::-1], 10) == pytest.approx(math.log(10), rel=0.05)
+    assert math.isfinite(ngram_nats(np.array([1, 2]), np.array([2]), 10))
 
 
 def test_a_prepared_text_is_described(tmp_path):

@@ -126,6 +126,7 @@ class BudgetSection(Strict):
 class TrainSection(Strict):
     batch_size: Size | None = None  # sequences per step over all processes and micro-batches
     micro_batch_size: Size | None = None  # sequences at once in one process; left out: as many as fit
+    init: Literal["bigram", "random"] | None = None  # embeddings from counted pairs of tokens; left out: if not tied
     clip: NonNegative = 1.0  # largest norm of the whole gradient; 0: no limit
     eval_every: Size | None = None  # steps between held-out evaluations; left out: ten over the run
     eval_tokens: Size | None = None  # tokens of each evaluation on the way; left out: 0.5% of all tokens
@@ -202,7 +203,15 @@ def parse(raw: dict[str, Any]) -> RunConfig:
 
 def problems_of_run(raw: dict[str, Any]) -> Problems:
     """Every problem of a run's raw config, as (dotted key, sentence)."""
-    return problems(RunConfig, raw)
+    found = problems(RunConfig, raw)
+    model, train = raw.get("model"), raw.get("train")
+    if (
+        isinstance(model, dict)
+        and isinstance(train, dict)
+        and (train.get("init"), model.get("tie_embeddings")) == ("bigram", True)
+    ):
+        found.append(("train.init", 'expected "random" where model.tie_embeddings is true, got "bigram"'))
+    return found
 
 
 def to_raw(config: RunConfig) -> dict[str, Any]:

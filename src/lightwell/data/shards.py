@@ -125,6 +125,14 @@ class TokenStream:
             return piece
         return np.concatenate([piece, self.read(start + len(piece), stop)])
 
+    def scattered(self, tokens: int, places: int) -> np.ndarray:
+        """About so many ids, in equal pieces from so many places over all of the stream; a shorter stream whole."""
+        if len(self) <= tokens:
+            return np.asarray(self.read(0, len(self)))
+        length = tokens // places
+        starts = np.linspace(0, len(self) - length, places).astype(int)
+        return np.concatenate([np.asarray(self.read(int(start), int(start) + length)) for start in starts])
+
 
 def _map(path: Path, dtype: np.dtype) -> np.ndarray:
     """A file as a read-only array. An empty file cannot be mapped, so it is made here."""

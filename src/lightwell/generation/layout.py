@@ -1,8 +1,8 @@
 """Weights laid out for generation on a CPU: the same numbers, in the order and in the pages that arrive fastest.
 
-With a cache, a step of generation reads every weight once and does little else. The processor finds its way through half
-a gigabyte faster if the system keeps it in pages of 2 MB instead of 4 kB. Our step in C reads a matrix W (N, K) row by
-row; PyTorch, where it must do, multiplies by one vector faster if its columns lie side by side (LOG.md).
+With a cache, a step of generation reads every weight once and does little else. The processor finds its way through
+half a gigabyte faster if the system keeps it in pages of 2 MB instead of 4 kB. Our step in C reads a matrix W (N, K)
+row by row; PyTorch, where it must do, multiplies by one vector faster if its columns lie side by side (LOG.md).
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from lightwell.planner.step_time import measure_step_seconds
 from lightwell.planner.text import TYPICAL_BIGRAM, TYPICAL_DIFFICULTY, Text
 from lightwell.runtime.device import Device
 from lightwell.runtime.memory import free_bytes
+from lightwell.training.assemble import begins_with_pairs
 
 TRIAL_SHARE, TRIAL_SECONDS = 0.05, 30.0  # of the budget, for timing candidates: whichever is less
 # Of the time goes to these trials, to evaluations, samples and saves, and to a run's steps being slower than a trial's.
@@ -284,6 +285,8 @@ def reasons(
         f"Chosen: {best.name}, {why}: {size:,} parameters, {best.bits_per_byte:.3f} bits per byte expected from"
         f" {best.tokens / 1e6:.1f} M tokens, {epochs:.1f} times the text."
     )
+    if begins_with_pairs(best.config.model.complete(), best.config):
+        lines.append("Embeddings and head begin with the pairs of tokens counted in the text.")
     if best.tokens == most_tokens(best.config, text) and not best.config.budget.most_tokens:
         lines.append(
             f"The text is short: to go through it more than {MOST_EPOCHS} times would be to learn it by heart, so this"
@@ -337,5 +340,7 @@ def complete(config: RunConfig, rung: Rung, vocab_size: int | None) -> RunConfig
         sizes["n_heads"] = next(n for n in heads if given.emb_dim % n == 0 and given.emb_dim // n % 2 == 0)
     elif "emb_dim" in sizes and given.n_heads is not None:
         sizes["emb_dim"] = max(1, round(rung.emb_dim / given.n_heads / 2)) * 2 * given.n_heads
+    if given.tie_embeddings is None and (given.family == "modern" or config.train.init == "bigram"):
+        sizes["tie_embeddings"] = False  # embeddings and head can then begin with counted pairs (LOG.md)
     train = {} if config.train.batch_size else {"batch_size": rung.batch_size}
     return changed(config, model=sizes | ({"vocab_size": vocab_size} if vocab_size else {}), train=train)

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from lightwell.data.dataset import Dataset
-from lightwell.data.shards import TokenStream
 
 SAMPLE_BYTES, PLACES = 400_000, 100  # for the compressor, put together from so many places
 COUNTED, SCATTERED = 130_000, 500  # tokens for the bigrams, and places: as mixed as a model's batches. More would make
 # the figures of long texts lower than those of short ones.
+ORDER = 3  # tokens in a row that are counted
 DISCOUNT = 0.75  # of a count, kept for pairs that were not seen (Ney, Essen and Kneser 1994)
 
 
@@ -37,20 +37,11 @@ TYPICAL_DIFFICULTY, TYPICAL_BIGRAM = 2.1, 2.3  # of prose and code; exact once a
 def describe(dataset: Dataset) -> Text:
     """Look at samples of a prepared text."""
     lengths = dataset.tokenizer.byte_lengths()
-    ids = sample(dataset.train, SAMPLE_BYTES // 3, PLACES)  # tokens of about three bytes
+    ids = dataset.train.scattered(SAMPLE_BYTES // 3, PLACES)  # tokens of about three bytes
     text = dataset.tokenizer.decode_bytes(ids.tolist())
-    train, val = sample(dataset.train, COUNTED, SCATTERED), sample(dataset.val, 2 * COUNTED, SCATTERED)
-    nats = bigram_nats(train, val, dataset.tokenizer.vocab_size)
+    train, val = dataset.train.scattered(COUNTED, SCATTERED), dataset.val.scattered(2 * COUNTED, SCATTERED)
+    nats = ngram_nats(train, val, dataset.tokenizer.vocab_size)
     return Text(len(dataset.train), difficulty(text), nats / math.log(2) / max(1e-9, float(lengths[val].mean())))
-
-
-def sample(stream: TokenStream, tokens: int, places: int) -> np.ndarray:
-    """About so many tokens, from places spread over the stream; all of a short one."""
-    if len(stream) <= tokens:
-        return np.asarray(stream.read(0, len(stream)))
-    length = tokens // places
-    starts = np.linspace(0, len(stream) - length, places).astype(int)
-    return np.concatenate([np.asarray(stream.read(int(start), int(start) + length)) for start in starts])
 
 
 def difficulty(text: bytes) -> float:
@@ -59,20 +50,41 @@ def difficulty(text: bytes) -> float:
     return 8 * len(packed) / max(1, len(text))
 
 
-def bigram_nats(train: np.ndarray, val: np.ndarray, vocab_size: int) -> float:
-    """Nats per token of `val` under counts of pairs in `train`, with absolute discounting: what is taken from pairs
-    that were seen goes to tokens by how frequent they are."""
-    train, val = train.astype(np.int64), val.astype(np.int64)
-    frequency = np.bincount(train, minlength=vocab_size) + 0.5
-    alone = frequency / frequency.sum()
-    pairs, counts = np.unique(train[:-1] * vocab_size + train[1:], return_counts=True)
-    seen = np.bincount(train[:-1], minlength=vocab_size)
-    different = np.bincount(pairs // vocab_size, minlength=vocab_size)
-    wanted = val[:-1] * vocab_size + val[1:]
-    place = np.minimum(np.searchsorted(pairs, wanted), len(pairs) - 1)
-    count = np.where(pairs[place] == wanted, counts[place], 0)
-    times = seen[val[:-1]]
-    kept = np.maximum(count - DISCOUNT, 0)
-    given_on = DISCOUNT * different[val[:-1]]
-    chance = np.where(times > 0, (kept + given_on * alone[val[1:]]) / np.maximum(times, 1), alone[val[1:]])
+def ngram_nats(train: np.ndarray, val: np.ndarray, vocab_size: int, order: int = ORDER) -> float:
+    """Nats per token of `val` under counts of `order` tokens in a row in `train`: interpolated Kneser-Ney smoothing.
+
+    Longest first: what is taken from sequences that were seen goes to shorter ones, and these count in how many
+    different sequences they occur, not how often (Chen and Goodman 1998, equation 26, with one discount).
+    """
+    V, order = vocab_size, min(order, len(train), len(val))
+    wanted = _in_a_row(val, order, V)
+    levels: list[tuple[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
+    found, counts = np.unique(_in_a_row(train, order, V), return_counts=True)
+    for length in range(order, 0, -1):
+        contexts, first = np.unique(found // V, return_index=True)
+        times, different = np.add.reduceat(counts, first), np.diff([*first, len(found)])
+        levels.append((length, found, counts, contexts, times, different))
+        found, counts = np.unique(found % V ** (length - 1), return_counts=True)  # without its first token
+    chance = np.full(len(wanted), 1.0 / V)
+    for length, found, counts, contexts, times, different in reversed(levels):
+        grams = wanted % V**length
+        kept = np.maximum(_look_up(found, counts, grams) - DISCOUNT, 0)
+        given_on = DISCOUNT * _look_up(contexts, different, grams // V)
+        seen = _look_up(contexts, times, grams // V)
+        chance = np.where(seen > 0, (kept + given_on * chance) / np.maximum(seen, 1), chance)
     return float(-np.log(chance).mean())
+
+
+def _in_a_row(ids: np.ndarray, length: int, vocab_size: int) -> np.ndarray:
+    """Each `length` tokens in a row as one number to the base `vocab_size`, the newest as its last digit."""
+    n = max(0, len(ids) - length + 1)
+    numbers = np.zeros(n, np.int64)
+    for k in range(length):
+        numbers = numbers * vocab_size + ids[k : k + n]
+    return numbers
+
+
+def _look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """The values of `wanted` keys; 0 where there is none. `keys` in order."""
+    places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return np.where(keys[places] == wanted, values[places], 0)

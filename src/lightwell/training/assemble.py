@@ -18,7 +18,9 @@ from lightwell.evaluation.report import Evaluation
 from lightwell.model.build import GPT
 from lightwell.model.count import flops_per_token, parameters
 from lightwell.model.gpt2 import GPT2
+from lightwell.model.init_bigram import initialise_from_pairs
 from lightwell.model.kernels.build import library
+from lightwell.model.kernels.fused import fused
 from lightwell.model.modern import Modern
 from lightwell.runtime.device import Device
 from lightwell.runtime.environment import differences, environment
@@ -41,6 +43,7 @@ EVALUATIONS = 10  # over a run, unless the config says otherwise
 EVALUATION_SHARE = 0.005  # tokens of each of them, as a share of all tokens trained on
 OUTCOME_SHARE, OUTCOME_TOKENS = 0.06, 8192  # tokens of the measurement at the end, and the least of them
 SLOW_DISK, SLOW_MEMORY = 2e8, 5e9  # bytes per second
+COUNTED, PLACES = 4_000_000, 10_000  # tokens whose pairs are counted, and from how many places of a longer text
 SEARCHED = 5e6  # bytes of training text per second, in which the sample's longest copy is looked for
 
 
@@ -68,7 +71,7 @@ def assemble(
     Raises UserError if the batch cannot be shared equally, or the run cannot be extended.
     """
     model_config = config.model.complete(dataset.tokenizer.vocab_size)
-    model = new_model(model_config, config, device)
+    model = new_model(model_config, config, device, dataset if checkpoint is None and weights is None else None)
     if weights is not None:
         model.load_state_dict(weights)
     replicas = Replicas(model, world, config.runtime.parallel, compile=bool(config.runtime.compile))
@@ -108,7 +111,7 @@ def assemble(
         def alive(done: int, total: int | None, what: str) -> None:
             world.at(state.step, f"{what}, {done} tokens done")
 
-        with device.autocast():
+        with device.autocast(), fused():
             return evaluate_stream(model, dataset.val, dataset.tokenizer, max_tokens=max_tokens, progress=alive)
 
     return Training(
@@ -155,11 +158,22 @@ def cadence(config: RunConfig, steps: int, step_seconds: float, tokens_per_step:
     }
 
 
-def new_model(model_config: ModelConfig, config: RunConfig, device: Device) -> GPT2 | Modern:
-    """The model with its first numbers, on the device."""
+def new_model(
+    model_config: ModelConfig, config: RunConfig, device: Device, dataset: Dataset | None = None
+) -> GPT2 | Modern:
+    """The model with its first numbers, on the device. dataset: for those that are counted in the text."""
     model = GPT(model_config, generator(config.run.seed, "model"))
+    if dataset is not None and begins_with_pairs(model_config, config):
+        tokens = dataset.train.scattered(COUNTED, PLACES)
+        initialise_from_pairs(model, tokens, generator(config.run.seed, "pairs"))
     model.checkpoint_activations = config.runtime.checkpoint_activations
     return model.to(device.torch_device).train()
+
+
+def begins_with_pairs(model_config: ModelConfig, config: RunConfig) -> bool:
+    """Whether the embeddings are counted: if asked for, or by rule; never where one matrix would have to be both."""
+    asked = config.train.init == "bigram" or (config.train.init is None and model_config.family == "modern")
+    return asked and not model_config.tie_embeddings
 
 
 def time_a_step(

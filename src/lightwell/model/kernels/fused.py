@@ -6,7 +6,8 @@
     swiglu                   F.silu(gate) * up
     softmax_less_target      softmax, loss and its gradient at the logits
 
-The training step switches them on (`fused`); everything else, and so all that is shown and verified, runs the plain
+The training step and the evaluations of a run switch them on (`fused`); everything else, and so all that is looked at
+and verified, runs the plain
 form. They know one derivative, are not for `torch.compile`, and give the plain form's values but for rounding.
 """
 

@@ -1,0 +1,63 @@
+"""What a run begins with: embeddings from counted pairs where they may be, chance where asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from training_helpers import CPU, tiny
+
+import lightwell
+from lightwell.config.run import changed, parse
+from lightwell.data.dataset import open_dataset
+from lightwell.data.prepare import prepare
+from lightwell.errors import ConfigError
+from lightwell.training.assemble import begins_with_pairs, new_model
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+TEXT, HELD_OUT = GOLDEN / "well.txt", GOLDEN / "well-held-out.txt"
+SIZES = [f"model.{key}=16" for key in ("emb_dim", "context_length")] + ["model.n_layers=1", "model.n_heads=2"]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dataset") / "prepared"
+    prepare([TEXT], folder, tokenizer="bytes", val=[HELD_OUT])
+    return open_dataset(folder)
+
+
+@pytest.mark.parametrize(
+    ("family", "tied", "init", "counted"),
+    [
+        ("modern", False, None, True),
+        ("modern", True, None, False),
+        ("modern", False, "random", False),
+        ("gpt2", False, None, False),
+        ("gpt2", False, "bigram", True),
+    ],
+)
+def test_the_rule(dataset, family, tied, init, counted):
+    config = changed(tiny(family), model={"tie_embeddings": tied}, train={"init": init})
+    model_config = config.model.complete()
+    assert begins_with_pairs(model_config, config) == counted
+    plain, found = (new_model(model_config, config, CPU, data) for data in (None, dataset))
+    for (name, one), other in zip(plain.named_parameters(), found.parameters(), strict=True):
+        changes = counted and name in ("tok_emb.weight", "head.weight")
+        assert torch.equal(one, other) != changes, name
+
+
+def test_the_planner_keeps_them_apart_and_a_run_gains_by_it(tmp_path):
+    losses = {}
+    for init in ("bigram", "random"):
+        run = lightwell.pretrain(
+            TEXT, val=HELD_OUT, out=tmp_path / init, steps=3, device="cpu", settings=[*SIZES, f"train.init={init}"]
+        )
+        assert run.model_config.tie_embeddings is False
+        losses[init] = run.metrics["loss"][0][1]
+    assert losses["bigram"] < losses["random"] - 0.5
+
+
+def test_asked_for_where_it_cannot_be():
+    with pytest.raises(ConfigError, match=r"train\.init.*model\.tie_embeddings is true"):
+        parse({"train": {"init": "bigram"}, "model": {"tie_embeddings": True}})
