@@ -1,6 +1,12 @@
-"""For all tests: one thread per process, since several run side by side, and threads that sleep while they wait."""
+"""For all tests: one thread per process, since several run side by side, and threads that sleep while they wait; and
+the same examples in each run of a property, so that a red test is red for whoever looks."""
 
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from hypothesis import settings
+
+settings.register_profile("the same each time", derandomize=True)
+settings.load_profile("the same each time")

@@ -15,7 +15,7 @@ def test_tour(tmp_path):
     # Train a small model for a few steps. A run is a folder; everything about it is in there.
     run = lightwell.pretrain(text, steps=30, preset="nano", out=tmp_path / "run", settings=SETTINGS)
     losses = [loss for _, loss in run.metrics["loss"]]
-    assert losses[-1] < losses[0] - 1
+    assert losses[-1] < losses[0] / 1.5
 
     # Held-out text, in bits per byte: what nobody has seen in training.
     assert run.evaluate().bits_per_byte < 6

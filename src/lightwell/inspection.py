@@ -34,8 +34,7 @@ from lightwell.model.count import flops_per_token, memory_bytes, parameters
 from lightwell.planner.choose import choose, choose_vocab_size
 from lightwell.planner.shelf import explain_keys
 from lightwell.planner.step_time import measure_step_seconds
-from lightwell.planner.text import TYPICAL_BIGRAM, TYPICAL_DIFFICULTY
-from lightwell.planner.text import Text as PlannedText
+from lightwell.planner.text import typical_text
 from lightwell.runtime.device import choose_device
 from lightwell.runtime.peak import measure_peak_flops
 from lightwell.store.checkpoint import write_checkpoint
@@ -250,7 +249,7 @@ def _planned(config: RunConfig, asked: Request, device: Any) -> tuple[RunConfig,
     seconds = 60 * config.budget.minutes if config.budget.minutes else None
     n_bytes = collect(as_paths(sources)).n_bytes if sources or config.model.missing() else 10**9
     vocab_size = config.model.vocab_size or choose_vocab_size(n_bytes, seconds)
-    text = PlannedText(n_bytes // 3, TYPICAL_DIFFICULTY, TYPICAL_BIGRAM)  # about three bytes a token
+    text = typical_text(n_bytes // 3)  # about three bytes a token
     choice = choose(changed(config, model={"vocab_size": vocab_size}), vocab_size, text, device, peak, seconds)
     typical = [
         "The text was not looked at: predictions are for typical prose and code. A prepared dataset gives its own."

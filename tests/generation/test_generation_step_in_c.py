@@ -14,6 +14,7 @@ from lightwell.generation.engine import Engine
 from lightwell.generation.layout import lay_out
 from lightwell.generation.quantize import KINDS, quantize
 from lightwell.generation.sample import Sampling
+from lightwell.generation.step import one_token_step
 from lightwell.generation.step_in_c import step_in_c
 from lightwell.model.build import GPT
 from lightwell.model.cache import KVCache
@@ -117,11 +118,23 @@ def test_what_it_does_not_know_is_left_to_the_other_step() -> None:
     model = random_model(config)
     model.blocks[1].mlp.up = nn.Sequential(model.blocks[1].mlp.up)
     assert step_in_c(model) is None
+    other = random_model(CONFIGS[0])
+    other.final_norm = nn.LayerNorm(24, bias=False)
+    assert step_in_c(other) is None
     by_columns = random_model(config)
     by_columns.head.weight = nn.Parameter(by_columns.head.weight.detach().t().contiguous().t())
     assert step_in_c(by_columns) is None
     with torch.device("meta"):
         assert step_in_c(GPT(config)) is None
+
+
+def test_a_full_cache_is_not_written_past_its_end() -> None:
+    model = random_model(CONFIGS[0])
+    cache = KVCache(CONFIGS[0], 1, max_length=3)
+    cache.length = 3
+    with torch.inference_mode():
+        one_token_step(model)(torch.tensor([[1]]), cache)
+    assert not cache.keys.any()
 
 
 @pytest.mark.parametrize("config", [CONFIGS[0], CONFIGS[2]], ids=lambda config: config.family)

@@ -124,10 +124,14 @@ def test_a_loss_that_begins_with_another_gradient() -> None:
     assert t.explain(w).value == 30.0
 
 
+# 1 - tanh(6)^2 has lost four digits in float32, and so has 1e-41: the sides would differ, both right.
+with_digits = st.floats(-2, 2, width=32).map(lambda value: value if abs(value) > 1e-20 else 0.0)
+
+
 @settings(max_examples=25, deadline=None)
 @given(
-    x=st.floats(-2, 2, width=32),  # 1 - tanh(6)^2 has lost four digits in float32: the sides would differ, both right
-    w=st.floats(-2, 2, width=32),
+    x=with_digits,
+    w=with_digits,
     kind=st.sampled_from(["sigmoid", "tanh", "sin", "softplus", "gelu"]),
 )
 def test_any_scalar_chain_closes(x: float, w: float, kind: str) -> None:

@@ -183,6 +183,7 @@ def test_without_them_training_goes_on(environment, reason, tmp_path):
 
 
 @needed
+@pytest.mark.timeout(60)  # compiles, and starts Python twice
 def test_a_compiler_that_fails_and_a_cache_that_cannot_be_written(tmp_path):
     broken = tmp_path / "bin"
     broken.mkdir()

@@ -1,5 +1,7 @@
 """The planner fills in what is open around what is fixed, and prefers what it predicts to be best."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,11 +12,11 @@ from lightwell.model.count import memory_bytes
 from lightwell.planner import choose as planner
 from lightwell.planner.compiling import Compiled
 from lightwell.planner.predict import effective_tokens, predict_bits_per_byte
-from lightwell.planner.text import Text
+from lightwell.planner.text import Text, typical_text
 from lightwell.runtime.device import Device
 
 CPU = Device(torch.device("cpu"), torch.float32)
-TEXT = Text(tokens=4_000_000, difficulty=2.5, bigram=2.4)
+TEXT = Text(tokens=4_000_000, difficulty=1.8, gain=1.13, copying=0.92)
 
 
 @pytest.fixture
@@ -47,12 +49,13 @@ def test_more_time_never_means_a_smaller_model(fake_speed):
     assert sizes[-1] > sizes[0]
 
 
-def test_short_text_means_a_smaller_model_than_long_text(fake_speed):
-    assert size(chosen(3600, text=Text(50_000, 2.5, 2.4))) <= size(chosen(3600, text=Text(10**9, 2.5, 2.4)))
+def test_a_short_text_means_a_small_model_however_long_the_time(fake_speed):
+    sizes = [size(chosen(36000, text=replace(TEXT, tokens=n))) for n in (10_000, 50_000, 200_000)]
+    assert sizes == sorted(set(sizes))
 
 
 def test_a_short_text_is_gone_through_a_few_times_and_that_is_said(fake_speed):
-    text = Text(50_000, 2.5, 2.4)
+    text = replace(TEXT, tokens=50_000)
     choice = chosen(3600, text=text)
     assert choice.config.budget.most_tokens == choice.expected["tokens"] == planner.MOST_EPOCHS * text.tokens
     assert "ends before the minutes are over" in choice.reasons[-1]
@@ -66,12 +69,13 @@ def test_the_choice_has_nothing_left_open_and_says_why(fake_speed):
     choice = chosen(120)
     assert choice.config.model.missing() == []
     assert choice.config.train.batch_size
-    assert len(choice.reasons) == 3
+    assert len(choice.reasons) == 4
     neighbours = choice.expected["candidates"]
     assert len(neighbours) > 1
     for name, bits in neighbours.items():
         assert f"{name}: {bits:.3f}" in choice.reasons[1]
     assert f"Chosen: {planner.name_of(choice.config)}" in choice.reasons[2]
+    assert "pairs of tokens" in choice.reasons[3]
     assert choice.expected["bits_per_byte"] <= planner.CLOSE * min(choice.expected["candidates"].values())
 
 
@@ -171,7 +175,7 @@ def test_a_huge_text_is_read_as_far_as_the_time_goes(fake_speed):
 
     for seconds in (60.0, 600.0, 6000.0):
         bytes_read = read(10**12, seconds)
-        consumed = chosen(seconds, text=Text(10**9, 2.1, 2.3)).expected["tokens"] * 3
+        consumed = chosen(seconds, text=typical_text(10**9)).expected["tokens"] * 3
         assert consumed < bytes_read < 10 * max(planner.LEAST_READ, consumed)
     assert read(10**6, 60.0) is None
     assert read(10**12, None) is None
@@ -193,8 +197,8 @@ def test_prediction_falls_with_size_and_text_and_rises_with_difficulty():
 
     assert predicted(n=10**7) < predicted()
     assert predicted(d=10**8) < predicted()
-    assert predicted(text=Text(TEXT.tokens, 3.0, 2.4)) > predicted()
-    assert predicted(text=Text(TEXT.tokens, 2.5, 3.0)) > predicted()
+    assert predicted(text=replace(TEXT, difficulty=2.2)) > predicted()
+    assert predicted(text=replace(TEXT, copying=0.99)) > predicted()
 
 
 def test_a_step_is_really_timed_and_a_giant_is_not_tried(monkeypatch):

@@ -1,4 +1,4 @@
-"""What is told of a text before training: how repetitive it is, and what pairs of tokens know of it."""
+"""What is told of a text before training: what counting three tokens in a row knows of it."""
 
 import math
 
@@ -6,13 +6,7 @@ import numpy as np
 import pytest
 
 from lightwell.data.prepare import prepare
-from lightwell.planner.text import DISCOUNT, describe, difficulty, ngram_nats
-
-
-def test_difficulty_tells_noise_from_repetition():
-    noise = np.random.default_rng(0).integers(256, size=50_000, dtype=np.uint8).tobytes()
-    assert difficulty(noise) > 7.9
-    assert difficulty(b"the same line again\n" * 2500) < 0.2
+from lightwell.planner.text import DISCOUNT, describe, loss, ngram_chances, typical_text, with_copying
 
 
 def by_hand(train, val, V, order):
@@ -43,16 +37,29 @@ def by_hand(train, val, V, order):
 def test_sequences_are_those_counted_by_hand(order, V):
     random = np.random.default_rng(1)
     train, val = (random.integers(V, size=n).tolist() for n in (60, 20))
-    found = ngram_nats(np.array(train), np.array(val), V, order)
+    found = loss(ngram_chances(np.array(train), np.array(val), V, order))
     assert found == pytest.approx(by_hand(train, val, V, order))
 
 
 def test_sequences_know_what_always_follows():
     pattern = np.tile(np.arange(10), 100)
-    assert ngram_nats(pattern, pattern[:50], 10) < 0.1
+    assert loss(ngram_chances(pattern, pattern[:50], 10)) < 0.1
     noise = np.random.default_rng(2).integers(10, size=20_000)
-    assert ngram_nats(noise, noise[::-1], 10) == pytest.approx(math.log(10), rel=0.05)
-    assert math.isfinite(ngram_nats(np.array([1, 2]), np.array([2]), 10))
+    assert loss(ngram_chances(noise, noise[::-1], 10)) == pytest.approx(math.log(10), rel=0.05)
+    assert math.isfinite(loss(ngram_chances(np.array([1, 2]), np.array([2]), 10)))
+
+
+def test_copying_pays_where_something_is_repeated_nearby_and_never_costs():
+    random = np.random.default_rng(4)
+    once = random.integers(1000, size=(40, 100))
+    twice = np.concatenate([once, once], axis=1)[:, :125].ravel()  # pieces of 250: two times two
+    chances = np.full(len(twice), 1e-3)
+    mixed = with_copying(chances, twice)
+    assert mixed.shape == (len(twice) // 250, 250)
+    assert (mixed[:, 102:124] > 0.5).all()
+    assert (mixed[:, :100] <= 1e-3).all()
+    assert loss(with_copying(np.full(5000, 1e-3), random.integers(10**9, size=5000))) == pytest.approx(math.log(1e3))
+    assert with_copying(np.array([0.5]), np.array([3])) == [[0.5]]
 
 
 def test_a_prepared_text_is_described(tmp_path):
@@ -66,4 +73,7 @@ def test_a_prepared_text_is_described(tmp_path):
     )
     assert easy.tokens > 100_000
     assert easy.difficulty < hard.difficulty
-    assert 0 < easy.bigram < 8
+    assert easy.gain > 1.0
+    assert 0.9 < hard.gain < 1.5  # nothing more to gain but how frequent a word is
+    assert 0 < easy.copying < hard.copying <= 1
+    assert typical_text(7).tokens == 7

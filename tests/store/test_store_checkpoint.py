@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -196,3 +198,25 @@ def rewrite_manifest(path: Path, changes: dict) -> None:
 
 def bits(tensor: torch.Tensor) -> bytes:
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
+def test_looking_for_numbers_that_are_not_finite_starts_no_threads() -> None:
+    """A second pool beside the one that trains would slow it down for as long as the saving thread lives."""
+    code = (
+        "import os, threading, torch\n"
+        "from lightwell.store.checkpoint import require_finite\n"
+        "torch.set_num_threads(2)\n"
+        "weights = {'a': torch.zeros(1_000_000)}\n"
+        "weights['a'].add_(1)\n"
+        "count = lambda: len(os.listdir('/proc/self/task'))\n"
+        "before = count()\n"
+        "def look():\n"
+        "    require_finite(weights)\n"
+        "    print(count() - before)\n"
+        "thread = threading.Thread(target=look)\n"
+        "thread.start()\n"
+        "thread.join()\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "1\n"  # the thread itself

@@ -52,7 +52,7 @@ def one_token_step(model: Model) -> Step:
         return flat
 
     def step(ids: Tensor, cache: KVCache) -> Tensor:
-        alone = len(ids) == 1 and cache.start is None
+        alone = len(ids) == 1 and cache.start is None and cache.length < cache.max_length
         return in_c(ids, cache) if alone and cache.keys.dtype in IN_C else flat(ids, cache)
 
     return step

@@ -146,8 +146,10 @@ def _matrix(part: nn.Module) -> Matrix:
 
 
 def _norm(part: nn.Module) -> Norm:
-    if isinstance(part, nn.LayerNorm | RMSNorm) and part.weight.dtype == torch.float32:
-        return Norm(_at(part.weight), _at(getattr(part, "bias", None)), part.eps)
+    weight, bias = getattr(part, "weight", None), getattr(part, "bias", None)
+    known = isinstance(part, RMSNorm) or (isinstance(part, nn.LayerNorm) and bias is not None)  # C tells them by it
+    if known and weight is not None and weight.dtype == torch.float32:
+        return Norm(_at(weight), _at(bias), part.eps)
     raise _OtherPart
 
 

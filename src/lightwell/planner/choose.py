@@ -19,7 +19,7 @@ from lightwell.model.count import flops_per_token, memory_bytes, parameters
 from lightwell.planner.compiling import try_compile
 from lightwell.planner.predict import predict_bits_per_byte
 from lightwell.planner.step_time import measure_step_seconds
-from lightwell.planner.text import TYPICAL_BIGRAM, TYPICAL_DIFFICULTY, Text
+from lightwell.planner.text import Text, typical_text
 from lightwell.runtime.device import Device
 from lightwell.runtime.memory import free_bytes
 from lightwell.training.assemble import begins_with_pairs
@@ -323,7 +323,7 @@ def bytes_to_read(
     rungs = list(candidates(config, vocab_size).values())
     guess = guessed_seconds(rungs[0], peak)
     slower = (measure_step_seconds(rungs[0], device) or guess) / guess
-    endless = Text(10**12, TYPICAL_DIFFICULTY, TYPICAL_BIGRAM)
+    endless = typical_text(10**12)
     consumed = [int(seconds / (slower * guessed_seconds(rung, peak)) * tokens_per_step(rung)) for rung in rungs]
     bits = [predicted(rung, tokens, endless) for rung, tokens in zip(rungs, consumed)]
     tokens = next(n for n, expected in zip(consumed, bits) if expected <= NEARLY * min(bits))

@@ -1,13 +1,14 @@
 """What can be told of a text in a moment, before any model was trained on it: how much there is, and how hard it is.
 
-Two figures, both in bits per byte. `difficulty` is what a general compressor (LZMA) needs: it finds what is repeated
-word for word over long distances, as a large model will in time. `bigram` is the held-out loss of counting which token
-follows which: about what a small model knows after its first steps.
+Sequences of three tokens are counted and held to the held-out part: about what a small model knows after a minute.
+
+    difficulty  the loss of these counts, in bits per byte
+    gain        the loss when a quarter of the text is counted, over `difficulty`
+    copying     the loss where what stands nearby may be copied too, over `difficulty`: attention learns to copy
 """
 
 from __future__ import annotations
 
-import lzma
 import math
 from dataclasses import dataclass
 
@@ -15,43 +16,56 @@ import numpy as np
 
 from lightwell.data.dataset import Dataset
 
-SAMPLE_BYTES, PLACES = 400_000, 100  # for the compressor, put together from so many places
-COUNTED, SCATTERED = 130_000, 500  # tokens for the bigrams, and places: as mixed as a model's batches. More would make
-# the figures of long texts lower than those of short ones.
+COUNTED, LOOKED_AT = 1_500_000, 60_000  # tokens, to count and to predict: of longer texts a part, so that figures of
+PIECE = 250  # long and short ones can be compared; in pieces of so many, from all over
+LESS = 4  # times less text, for `gain`
 ORDER = 3  # tokens in a row that are counted
-DISCOUNT = 0.75  # of a count, kept for pairs that were not seen (Ney, Essen and Kneser 1994)
+NEARBY, LONGEST = 128, 4  # tokens back to copy from, and tokens that are compared to find the place
+DISCOUNT = 0.75  # of a count, kept for sequences that were not seen (Ney, Essen and Kneser 1994)
 
 
 @dataclass(frozen=True)
 class Text:
-    """`tokens` to train on; `difficulty` and `bigram` as above."""
+    """`tokens` to train on; `difficulty`, `gain` and `copying` as above."""
 
     tokens: int
     difficulty: float
-    bigram: float
+    gain: float
+    copying: float
+
+    def bits_of_counts(self, tokens: int) -> float:
+        """Bits per byte that counting would need after so many tokens of this text, or after all of it."""
+        counted = min(self.tokens, COUNTED)
+        return self.difficulty * self.gain ** math.log(counted / min(tokens, counted), LESS)
 
 
-TYPICAL_DIFFICULTY, TYPICAL_BIGRAM = 2.1, 2.3  # of prose and code; exact once a text is prepared
+def typical_text(tokens: int) -> Text:
+    """What to expect of prose and code before any of it was prepared."""
+    return Text(tokens, 1.6, 1.13, 0.92)
 
 
 def describe(dataset: Dataset) -> Text:
-    """Look at samples of a prepared text."""
-    lengths = dataset.tokenizer.byte_lengths()
-    ids = dataset.train.scattered(SAMPLE_BYTES // 3, PLACES)  # tokens of about three bytes
-    text = dataset.tokenizer.decode_bytes(ids.tolist())
-    train, val = dataset.train.scattered(COUNTED, SCATTERED), dataset.val.scattered(2 * COUNTED, SCATTERED)
-    nats = ngram_nats(train, val, dataset.tokenizer.vocab_size)
-    return Text(len(dataset.train), difficulty(text), nats / math.log(2) / max(1e-9, float(lengths[val].mean())))
+    """Look at a prepared text; a fraction of a second."""
+    vocab_size, tokens = dataset.tokenizer.vocab_size, min(len(dataset.train), COUNTED)
+    val = dataset.val.scattered(LOOKED_AT, LOOKED_AT // PIECE)
+    less, all_ = (
+        ngram_chances(dataset.train.scattered(n, max(1, n // PIECE)), val, vocab_size)
+        for n in (max(2, tokens // LESS), tokens)
+    )
+    nats = max(1e-9, loss(all_))
+    bytes_per_token = max(1e-9, float(dataset.tokenizer.byte_lengths()[val].mean()))
+    copied = loss(with_copying(all_, val[len(val) - len(all_) :]))
+    return Text(len(dataset.train), nats / math.log(2) / bytes_per_token, loss(less) / nats, copied / nats)
 
 
-def difficulty(text: bytes) -> float:
-    """Bits per byte that LZMA needs for a sample of a text, which should have SAMPLE_BYTES."""
-    packed = lzma.compress(text, format=lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2, "preset": 6}])
-    return 8 * len(packed) / max(1, len(text))
+def loss(chances: np.ndarray) -> float:
+    """Nats per token, where each had these chances."""
+    return float(-np.log(chances).mean())
 
 
-def ngram_nats(train: np.ndarray, val: np.ndarray, vocab_size: int, order: int = ORDER) -> float:
-    """Nats per token of `val` under counts of `order` tokens in a row in `train`: interpolated Kneser-Ney smoothing.
+def ngram_chances(train: np.ndarray, val: np.ndarray, vocab_size: int, order: int = ORDER) -> np.ndarray:
+    """Chances that counting `order` tokens in a row in `train` gives each token of `val`, its first ones left out:
+    interpolated Kneser-Ney smoothing.
 
     Longest first: what is taken from sequences that were seen goes to shorter ones, and these count in how many
     different sequences they occur, not how often (Chen and Goodman 1998, equation 26, with one discount).
@@ -72,7 +86,34 @@ def ngram_nats(train: np.ndarray, val: np.ndarray, vocab_size: int, order: int =
         given_on = DISCOUNT * _look_up(contexts, different, grams // V)
         seen = _look_up(contexts, times, grams // V)
         chance = np.where(seen > 0, (kept + given_on * chance) / np.maximum(seen, 1), chance)
-    return float(-np.log(chance).mean())
+    return chance
+
+
+def with_copying(chances: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """The chances of `ids`, both (n,), where a token may be copied from nearby: (rows, PIECE), one piece each.
+
+    Where the last tokens stand a second time within NEARBY, what followed there may follow again: for 1 to LONGEST
+    tokens that agree, the share of such places that are right is mixed in, as much of it as helps most.
+    """
+    piece = min(PIECE, len(ids))
+    rows = len(ids) // piece
+    ids, mixed = ids[: rows * piece].reshape(rows, piece), chances[: rows * piece].reshape(rows, piece).copy()
+    places, right = np.zeros((2, LONGEST, rows, piece))
+    for back in range(1, min(NEARBY, piece)):
+        same = np.zeros((rows, piece), bool)
+        same[:, back:] = ids[:, back:] == ids[:, :-back]
+        agree = np.ones((rows, piece), bool)
+        for k in range(min(LONGEST, piece - 1)):
+            agree[:, : k + 1] = False
+            agree[:, k + 1 :] &= same[:, : -k - 1]
+            places[k] += agree
+            right[k] += agree & same
+    for n_places, n_right in zip(places, right):
+        found = n_places > 0
+        if found.any():
+            known, share = mixed[found], n_right[found] / n_places[found]
+            mixed[found] = min((known + weight * (share - known) for weight in np.arange(0, 1, 0.05)), key=loss)
+    return mixed
 
 
 def _in_a_row(ids: np.ndarray, length: int, vocab_size: int) -> np.ndarray:

@@ -7,8 +7,8 @@
     softmax_less_target      softmax, loss and its gradient at the logits
 
 The training step and the evaluations of a run switch them on (`fused`); everything else, and so all that is looked at
-and verified, runs the plain
-form. They know one derivative, are not for `torch.compile`, and give the plain form's values but for rounding.
+and verified, runs the plain form. They know one derivative, are not for `torch.compile`, and give the plain form's
+values but for rounding.
 """
 
 from __future__ import annotations
