@@ -53,7 +53,7 @@ from lightwell.store.checkpoint import Checkpoint, checkpoint_path, load_model_o
 from lightwell.store.checkpoints import list_checkpoints, newest_good, step_of, verify_checkpoint
 from lightwell.store.database import RunDatabase
 from lightwell.store.run_folder import CONFIG, DATABASE, DATASET, RunFolder, create, is_run, open_run, require_free
-from lightwell.training.assemble import assemble, outcome_tokens
+from lightwell.training.assemble import assemble, begins_with_pairs, outcome_tokens
 from lightwell.training.loop import run as train
 from lightwell.training.outcome import OUTCOME, hand_over
 from lightwell.training.record import NoRecord
@@ -362,6 +362,8 @@ def begin_run(
     choice = plan_run(config, dataset, device, parent, peak, began)
     for reason in choice.reasons:
         say(reason)
+    if parent is None and begins_with_pairs(choice.config.model.complete(), choice.config):
+        say("Embeddings and head begin with the pairs of tokens counted in the text.")
     require_memory(choice.config, device)
     create(path, to_raw(choice.config), asked.raw, dataset.tokenizer, dataset.path)
     with RunDatabase(path / DATABASE) as database:
@@ -607,7 +609,13 @@ def plan_run(
     that is larger than the config allows."""
     vocab_size = dataset.tokenizer.vocab_size
     if parent:
-        config = changed(config, model=parent.config.model.model_dump())
+        if config.train.init is not None:
+            raise UserError(
+                f"expected no train.init beside --from, whose weights are there already, got {config.train.init!r}.",
+                "Leave one of the two out.",
+            )
+        tied = parent.model_config.tie_embeddings  # which older runs do not name
+        config = changed(config, model=parent.config.model.model_dump() | {"tie_embeddings": tied})
     if config.model.vocab_size is not None and vocab_size > config.model.vocab_size:
         raise UserError(
             f"expected a vocabulary of at most {config.model.vocab_size} tokens, got a tokenizer of {vocab_size}.",

@@ -249,7 +249,7 @@ def _planned(config: RunConfig, asked: Request, device: Any) -> tuple[RunConfig,
     seconds = 60 * config.budget.minutes if config.budget.minutes else None
     n_bytes = collect(as_paths(sources)).n_bytes if sources or config.model.missing() else 10**9
     vocab_size = config.model.vocab_size or choose_vocab_size(n_bytes, seconds)
-    text = typical_text(n_bytes // 3)  # about three bytes a token
+    text = typical_text(max(1, n_bytes // 3))  # about three bytes a token
     choice = choose(changed(config, model={"vocab_size": vocab_size}), vocab_size, text, device, peak, seconds)
     typical = [
         "The text was not looked at: predictions are for typical prose and code. A prepared dataset gives its own."

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lightwell.config.gpt import GPTConfig, ModernConfig
+from lightwell.generation.cached import CachedTexts
 from lightwell.generation.engine import Engine
 from lightwell.generation.layout import lay_out
 from lightwell.generation.quantize import KINDS, quantize
@@ -64,6 +65,7 @@ def test_is_the_model_on_one_token(config, kind: str, threads: int) -> None:
     model = random_model(config)
     model = model if kind == "float32" else quantize(model, kind)
     twin = twin_of(model)
+    slow = model if kind == "bf16" else twin
     ids = torch.randint(31, (1, 12), generator=torch.Generator().manual_seed(1))
     before = torch.get_num_threads()
     try:
@@ -72,31 +74,31 @@ def test_is_the_model_on_one_token(config, kind: str, threads: int) -> None:
             caches = [KVCache(config, 1) for _ in range(2)]
             for cache in caches:
                 twin(ids[:, :6], cache=cache)
-            expected = [twin(ids[:, t : t + 1], cache=caches[0])[:, -1] for t in range(6, 12)]
+            expected = [slow(ids[:, t : t + 1], cache=caches[0])[:, -1] for t in range(6, 12)]
             step = step_in_c(model)
             assert step is not None
             got = [step(ids[:, t : t + 1], caches[1]) for t in range(6, 12)]
     finally:
         torch.set_num_threads(before)
-    torch.testing.assert_close(torch.stack(got), torch.stack(expected), rtol=2e-5, atol=2e-5)
-    torch.testing.assert_close(caches[1].keys, caches[0].keys, rtol=2e-5, atol=2e-5)
-    torch.testing.assert_close(caches[1].values, caches[0].values, rtol=2e-5, atol=2e-5)
+    near = 0.03 if kind == "bf16" else 2e-5  # inputs and results are rounded, and a sum in another order may tip that
+    for mine, theirs in zip(
+        (torch.stack(got), caches[1].keys, caches[1].values), (torch.stack(expected), caches[0].keys, caches[0].values)
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=near, atol=near)
     assert caches[1].length == 12
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.family}-{config.n_heads}")
-def test_reads_and_writes_a_cache_in_bfloat16(config) -> None:
-    model, ids = random_model(config), torch.tensor([[3, 7, 5, 30, 2, 1]])
+def test_autocast_is_left_to_the_other_step(monkeypatch) -> None:
+    """Its products are rounded: a text alone would not be the one that it is beside others."""
+    config, called = CONFIGS[2], []
+    monkeypatch.setattr("lightwell.generation.step.step_in_c", lambda model: lambda ids, cache: called.append(ids))
+    step, ids = one_token_step(random_model(config)), torch.tensor([[3]])
     with torch.inference_mode():
-        exact, rounded = KVCache(config, 1), KVCache(config, 1, dtype=torch.bfloat16)
-        for cache in (exact, rounded):
-            step = step_in_c(model)
-            logits = [step(ids[:, t : t + 1], cache) for t in range(6)]
-    torch.testing.assert_close(rounded.keys, exact.keys.to(torch.bfloat16), rtol=0.05, atol=0.05)
-    full = KVCache(config, 1)
-    with torch.inference_mode():
-        last = model(ids, cache=full)[:, -1]
-    assert (logits[-1] - last).norm() < 0.05 * last.norm()
+        step(ids, KVCache(config, 1))
+        assert len(called) == 1
+        with torch.autocast("cpu", torch.bfloat16):
+            assert step(ids, KVCache(config, 1, dtype=torch.bfloat16)).shape == (1, 31)
+    assert len(called) == 1
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.family}-{config.n_heads}")
@@ -126,6 +128,33 @@ def test_what_it_does_not_know_is_left_to_the_other_step() -> None:
     assert step_in_c(by_columns) is None
     with torch.device("meta"):
         assert step_in_c(GPT(config)) is None
+    half = random_model(CONFIGS[3])
+    half.tok_emb.to(torch.bfloat16)
+    assert step_in_c(half) is None
+
+    class Louder(type(model.final_norm)):
+        def forward(self, x):
+            return 3 * super().forward(x)
+
+    louder = random_model(config)
+    louder.final_norm = Louder(24, louder.final_norm.eps)
+    assert step_in_c(louder) is None
+    wider = random_model(config)
+    wider.blocks[0].attn.qkv = nn.Linear(24, 99, bias=False)
+    assert step_in_c(wider) is None
+
+
+@pytest.mark.parametrize("change", [lay_out, lambda model: model.double().float(), lambda model: model.to("meta")])
+def test_what_becomes_of_the_modules_does_not_move_the_weights_under_its_feet(change) -> None:
+    config, ids = CONFIGS[0], torch.tensor([[3]])
+    with torch.inference_mode():
+        model = random_model(config)
+        step, cache = step_in_c(model), KVCache(config, 1)
+        before = step(ids, cache).clone()
+        change(model)
+        others = [torch.full((n,), float("nan")) for n in range(1, 3000)]  # memory that was freed is taken again
+        cache.reset()
+        assert torch.equal(step(ids, cache), before), len(others)
 
 
 def test_a_full_cache_is_not_written_past_its_end() -> None:
@@ -137,21 +166,38 @@ def test_a_full_cache_is_not_written_past_its_end() -> None:
     assert not cache.keys.any()
 
 
+@pytest.mark.parametrize("kind", ["float32", *KINDS])
 @pytest.mark.parametrize("config", [CONFIGS[0], CONFIGS[2]], ids=lambda config: config.family)
-def test_texts_go_on_when_their_window_is_cut_or_others_leave(config) -> None:
-    """Past the context the cache is filled anew, and one of several texts may be left alone: the same tokens."""
-    config = type(config)(**{**SIZES, "vocab_size": 257}, n_heads=4)
+def test_a_text_is_the_same_alone_beside_another_and_when_that_has_left(config, kind: str) -> None:
+    """Past the context, too, where the cache is filled anew."""
     model = random_model(config)
-    engine = Engine(model, BytesTokenizer())
+    model = model if kind == "float32" else quantize(model, kind)
+
+    given = torch.randint(31, (30,), generator=torch.Generator().manual_seed(2)).tolist()
+
+    def likeliest(others: list[list[int]], leave_after: int = 99) -> list[int]:
+        texts, found = CachedTexts(model, [[7, 3], *others], max_new_tokens=30), []
+        for n, token in enumerate(given):
+            if n == leave_after:
+                texts.keep([0])
+            found.append(int(texts.next_logits()[0].argmax()))
+            texts.append([token] * len(texts.sequences))
+        return found
+
+    with torch.inference_mode():
+        alone = likeliest([])
+        assert len(set(alone)) > 5
+        assert likeliest([[9, 30]], 5) == likeliest([[9, 30]]) == likeliest([[9, 30, 2]], 5) == alone
+
+
+def test_engines_write_the_same_with_it() -> None:
+    config = type(CONFIGS[2])(**{**SIZES, "vocab_size": 257}, n_heads=4)
+    engine = Engine(random_model(config), BytesTokenizer())
     greedy = Sampling(temperature=0.0)
-    alone = engine.stream(["ab"], max_new_tokens=40, sampling=greedy)
-    together = engine.stream(["ab", "xyz"], max_new_tokens=40, sampling=greedy)
-    for _ in alone:
+    text = engine.stream(["ab"], max_new_tokens=40, sampling=greedy)
+    for _ in text:
         pass
-    for _ in together:
-        pass
-    assert alone.ids[0] == together.ids[0]
-    assert engine.generate_ids([256, *b"ab"], max_new_tokens=len(alone.ids[0]), sampling=greedy) == alone.ids[0]
+    assert engine.generate_ids([256, *b"ab"], max_new_tokens=len(text.ids[0]), sampling=greedy) == text.ids[0]
 
 
 def test_without_a_compiler_pytorch_takes_the_steps() -> None:

@@ -69,13 +69,12 @@ def test_the_choice_has_nothing_left_open_and_says_why(fake_speed):
     choice = chosen(120)
     assert choice.config.model.missing() == []
     assert choice.config.train.batch_size
-    assert len(choice.reasons) == 4
+    assert len(choice.reasons) == 3
     neighbours = choice.expected["candidates"]
     assert len(neighbours) > 1
     for name, bits in neighbours.items():
         assert f"{name}: {bits:.3f}" in choice.reasons[1]
     assert f"Chosen: {planner.name_of(choice.config)}" in choice.reasons[2]
-    assert "pairs of tokens" in choice.reasons[3]
     assert choice.expected["bits_per_byte"] <= planner.CLOSE * min(choice.expected["candidates"].values())
 
 

@@ -76,4 +76,20 @@ def test_a_prepared_text_is_described(tmp_path):
     assert easy.gain > 1.0
     assert 0.9 < hard.gain < 1.5  # nothing more to gain but how frequent a word is
     assert 0 < easy.copying < hard.copying <= 1
-    assert typical_text(7).tokens == 7
+
+
+def test_copying_compares_the_same_tokens(tmp_path):
+    random = np.random.default_rng(5)
+    easy, hard = "a" * 246, bytes(random.integers(33, 127, size=246).tolist()).decode()
+    (tmp_path / "text.txt").write_text("aaaa aaaa\n" * 500)
+    for name, val in (("hard_end", easy + hard), ("easy_end", hard + easy), ("easy", "a" * 2000)):
+        (tmp_path / f"{name}.txt").write_text(val)
+        made = prepare([tmp_path / "text.txt"], tmp_path / name, tokenizer="bytes", val=[tmp_path / f"{name}.txt"])
+        assert 0 < describe(made).copying <= 1
+
+
+def test_a_short_text_is_as_hard_as_the_beginning_of_a_long_one():
+    short, long = typical_text(50_000), typical_text(10**9)
+    assert short.tokens == 50_000
+    assert short.bits_of_counts(50_000) == pytest.approx(long.bits_of_counts(50_000))
+    assert long.bits_of_counts(10**6) < long.bits_of_counts(50_000)

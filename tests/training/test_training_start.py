@@ -12,7 +12,7 @@ import lightwell
 from lightwell.config.run import changed, parse
 from lightwell.data.dataset import open_dataset
 from lightwell.data.prepare import prepare
-from lightwell.errors import ConfigError
+from lightwell.errors import ConfigError, UserError
 from lightwell.training.assemble import begins_with_pairs, new_model
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -56,6 +56,32 @@ def test_the_planner_keeps_them_apart_and_a_run_gains_by_it(tmp_path):
         assert run.model_config.tie_embeddings is False
         losses[init] = run.metrics["loss"][0][1]
     assert losses["bigram"] < losses["random"] - 0.5
+
+
+def test_a_run_that_begins_from_another_takes_its_weights(tmp_path):
+    """One matrix or two, as the parent has it: runs of before did not say which in their config."""
+    asked = {"steps": 2, "val": HELD_OUT, "device": "cpu"}
+    tied = lightwell.pretrain(TEXT, out=tmp_path / "old", settings=[*SIZES, "model.tie_embeddings=true"], **asked)
+    config = tmp_path / "old" / "config.toml"
+    config.write_text(config.read_text().replace("tie_embeddings = true\n", ""))
+    child = lightwell.pretrain(TEXT, out=tmp_path / "new", weights_from=tied.path, **asked)
+    assert child.model_config.tie_embeddings is True
+    assert child.metrics["loss"][0][1] < tied.metrics["loss"][0][1]
+    with pytest.raises(UserError, match=r"train\.init beside --from"):
+        lightwell.pretrain(TEXT, out=tmp_path / "no", weights_from=tied.path, settings=["train.init=random"], **asked)
+
+
+def test_the_beginning_does_not_depend_on_threads(dataset):
+    config, found = tiny("modern"), []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(new_model(config.model.complete(), config, CPU, dataset).state_dict())
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
 def test_asked_for_where_it_cannot_be():

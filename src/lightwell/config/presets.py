@@ -26,7 +26,7 @@ def _gpt2(rate: float, batch_size: int, **sizes: Any) -> Raw:
 
 
 def _modern(batch_size: int, **sizes: Any) -> Raw:
-    return {"model": {"family": "modern", **sizes}, "train": {"batch_size": batch_size}}
+    return {"model": {"family": "modern", "tie_embeddings": False, **sizes}, "train": {"batch_size": batch_size}}
 
 
 def _sizes(vocab_size: int, context_length: int, emb_dim: int, n_heads: int, n_layers: int, **more: Any) -> Raw:

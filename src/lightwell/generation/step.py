@@ -25,7 +25,6 @@ from lightwell.model import gpt2, modern
 from lightwell.model.attention import attend, token_positions, visible_tokens
 from lightwell.model.cache import KVCache
 
-IN_C = (torch.float32, torch.bfloat16)  # keys and values that the step in C reads
 Step = Callable[[Tensor, KVCache], Tensor]
 Part = Callable[[Tensor], Tensor]
 
@@ -53,7 +52,8 @@ def one_token_step(model: Model) -> Step:
 
     def step(ids: Tensor, cache: KVCache) -> Tensor:
         alone = len(ids) == 1 and cache.start is None and cache.length < cache.max_length
-        return in_c(ids, cache) if alone and cache.keys.dtype in IN_C else flat(ids, cache)
+        exact = cache.keys.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        return in_c(ids, cache) if alone and exact else flat(ids, cache)
 
     return step
 

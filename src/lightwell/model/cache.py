@@ -27,7 +27,7 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         max_length: int | None = None,
     ) -> None:
-        heads, head_dim = _key_heads(config)
+        heads, head_dim = key_heads(config)
         self.max_length = max_length or config.context_length
         shape = (config.n_layers, batch_size, heads, self.max_length, head_dim)  # (layers, B, G, L, D)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
@@ -68,7 +68,7 @@ class LayerCache:
         return keys[:, :, :end], values[:, :, :end]
 
 
-def _key_heads(config: ModelConfig) -> tuple[int, int]:
+def key_heads(config: ModelConfig) -> tuple[int, int]:
     if isinstance(config, GPTConfig):
         return config.n_heads, config.head_dim
     return config.kv_heads, config.size_per_head

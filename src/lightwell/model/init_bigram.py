@@ -29,17 +29,23 @@ RIDGE = 1e-4  # of the mean square of a feature, 1
 MORE, ROUNDS = 8, 3  # of the randomised decomposition: vectors more than wanted, and products with the square
 
 
+WEIGHTS = ("tok_emb.weight", "head.weight")
+
+
 @torch.no_grad()
 def initialise_from_pairs(model: nn.Module, ids: np.ndarray, generator: torch.Generator) -> None:
-    """Sets `tok_emb` and `head` of an untied GPT2 or Modern in place from the tokens `ids` (N,) of its text, N > 1."""
-    head, embedding = model.get_parameter("head.weight"), model.get_parameter("tok_emb.weight")
+    """Sets WEIGHTS of an untied GPT2 or Modern in place from the tokens `ids` (N,) of its text, N > 1.
+
+    To be called with one thread: with more, sums in another order may turn the singular vectors.
+    """
+    embedding, head = map(model.get_parameter, WEIGHTS)
     V, C = head.shape
     above_chance, share = surprise_of_pairs(ids, V)
     features = embed(above_chance, share, C, generator)  # (V, C)
     # Least squares, each row as important as it is frequent: (X' p X) head' = X' p (S + log p)
     weighted = features * share[:, None]
     wanted = torch.sparse.mm(above_chance.t(), weighted).t() + weighted.sum(0)[:, None] * share.log()  # (C, V)
-    gram = weighted.t() @ features + RIDGE * torch.eye(C)
+    gram = weighted.t() @ features + RIDGE * torch.eye(C, dtype=weighted.dtype)
     found = torch.linalg.solve(gram, wanted).t()  # (V, C)
     embedding.copy_(SCALE * features)
     head.copy_(found - found.mean(0))  # what all logits have in common says nothing, and would take their precision
@@ -72,7 +78,7 @@ def embed(above_chance: Tensor, share: Tensor, width: int, generator: torch.Gene
     vectors, strength = largest_components(weighted, rank, generator)
     features = vectors * strength.sqrt() / weight[:, None]
     typical = features.norm(dim=1).median().clamp(min=1e-6)
-    rest = torch.randn(V, width - 1 - rank, generator=generator) * typical / math.sqrt(width)
+    rest = torch.randn(V, width - 1 - rank, generator=generator, dtype=weight.dtype) * typical / math.sqrt(width)
     features = torch.cat((features, rest, typical.expand(V, 1)), dim=1)
     return features / features.square().mean(dim=1, keepdim=True).sqrt()
 
@@ -83,7 +89,7 @@ def largest_components(matrix: Tensor, rank: int, generator: torch.Generator) ->
     Randomised (Halko, Martinsson and Tropp 2011, algorithms 4.4 and 5.1): close, not exact, in a fraction of the time.
     """
     V, turned = len(matrix), matrix.t()
-    sketch = torch.randn(V, min(V, rank + MORE), generator=generator)
+    sketch = torch.randn(V, min(V, rank + MORE), generator=generator, dtype=matrix.dtype)
     basis = torch.linalg.qr(torch.sparse.mm(matrix, sketch)).Q
     for _ in range(ROUNDS):
         basis = torch.linalg.qr(torch.sparse.mm(turned, basis)).Q

@@ -22,7 +22,6 @@ from lightwell.planner.step_time import measure_step_seconds
 from lightwell.planner.text import Text, typical_text
 from lightwell.runtime.device import Device
 from lightwell.runtime.memory import free_bytes
-from lightwell.training.assemble import begins_with_pairs
 
 TRIAL_SHARE, TRIAL_SECONDS = 0.05, 30.0  # of the budget, for timing candidates: whichever is less
 # Of the time goes to these trials, to evaluations, samples and saves, and to a run's steps being slower than a trial's.
@@ -285,8 +284,6 @@ def reasons(
         f"Chosen: {best.name}, {why}: {size:,} parameters, {best.bits_per_byte:.3f} bits per byte expected from"
         f" {best.tokens / 1e6:.1f} M tokens, {epochs:.1f} times the text."
     )
-    if begins_with_pairs(best.config.model.complete(), best.config):
-        lines.append("Embeddings and head begin with the pairs of tokens counted in the text.")
     if best.tokens == most_tokens(best.config, text) and not best.config.budget.most_tokens:
         lines.append(
             f"The text is short: to go through it more than {MOST_EPOCHS} times would be to learn it by heart, so this"

@@ -10,7 +10,7 @@ Sequences of three tokens are counted and held to the held-out part: about what 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -34,14 +34,15 @@ class Text:
     copying: float
 
     def bits_of_counts(self, tokens: int) -> float:
-        """Bits per byte that counting would need after so many tokens of this text, or after all of it."""
+        """Bits per byte that counting would need after so many tokens of this text, or after all that were counted."""
         counted = min(self.tokens, COUNTED)
         return self.difficulty * self.gain ** math.log(counted / min(tokens, counted), LESS)
 
 
 def typical_text(tokens: int) -> Text:
     """What to expect of prose and code before any of it was prepared."""
-    return Text(tokens, 1.6, 1.13, 0.92)
+    long = Text(COUNTED, 1.6, 1.13, 0.92)
+    return replace(long, tokens=tokens, difficulty=long.bits_of_counts(tokens))
 
 
 def describe(dataset: Dataset) -> Text:
@@ -54,8 +55,9 @@ def describe(dataset: Dataset) -> Text:
     )
     nats = max(1e-9, loss(all_))
     bytes_per_token = max(1e-9, float(dataset.tokenizer.byte_lengths()[val].mean()))
-    copied = loss(with_copying(all_, val[len(val) - len(all_) :]))
-    return Text(len(dataset.train), nats / math.log(2) / bytes_per_token, loss(less) / nats, copied / nats)
+    copied = with_copying(all_, val[len(val) - len(all_) :])
+    copying = loss(copied) / max(1e-9, loss(all_[: copied.size]))
+    return Text(len(dataset.train), nats / math.log(2) / bytes_per_token, loss(less) / nats, copying)
 
 
 def loss(chances: np.ndarray) -> float:

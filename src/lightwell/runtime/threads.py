@@ -4,7 +4,22 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import torch
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """In the `with` block PyTorch computes with one thread: sums do not depend on how many there are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def allowed_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

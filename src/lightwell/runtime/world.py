@@ -47,6 +47,12 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
+    def from_main(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Rank 0's numbers on every process, in place."""
+        if self.size > 1:
+            dist.broadcast(tensor, 0)
+        return tensor
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is true on any process."""
         return bool(self.sum(torch.tensor([int(flag)])).item()) if self.size > 1 else flag

@@ -138,7 +138,7 @@ def require_finite(tensors: Mapping[str, Tensor]) -> None:
     OpenMP, with more threads than processors, lets none of them spin any longer (LOG.md: all later steps are slower).
     """
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
+        if not tensor.is_floating_point() or not tensor.numel():
             continue
         for piece in tensor.detach().reshape(-1).split(SERIAL):
             low, high = torch.aminmax(piece)  # a NaN anywhere makes both NaN; unlike isfinite, needs no memory

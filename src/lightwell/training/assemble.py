@@ -18,7 +18,7 @@ from lightwell.evaluation.report import Evaluation
 from lightwell.model.build import GPT
 from lightwell.model.count import flops_per_token, parameters
 from lightwell.model.gpt2 import GPT2
-from lightwell.model.init_bigram import initialise_from_pairs
+from lightwell.model.init_bigram import WEIGHTS, initialise_from_pairs
 from lightwell.model.kernels.build import library
 from lightwell.model.kernels.fused import fused
 from lightwell.model.modern import Modern
@@ -26,6 +26,7 @@ from lightwell.runtime.device import Device
 from lightwell.runtime.environment import differences, environment
 from lightwell.runtime.observer import Observer
 from lightwell.runtime.seeds import fold, generator
+from lightwell.runtime.threads import one_thread
 from lightwell.runtime.world import World
 from lightwell.store.checkpoint import Checkpoint
 from lightwell.training.loop import Training
@@ -71,7 +72,11 @@ def assemble(
     Raises UserError if the batch cannot be shared equally, or the run cannot be extended.
     """
     model_config = config.model.complete(dataset.tokenizer.vocab_size)
-    model = new_model(model_config, config, device, dataset if checkpoint is None and weights is None else None)
+    counted = checkpoint is None and weights is None and begins_with_pairs(model_config, config)
+    model = new_model(model_config, config, device, dataset if counted else None)
+    if counted:  # another processor's rounding may turn them: all ranks must begin with the same
+        for name in WEIGHTS:
+            world.from_main(model.get_parameter(name).data)
     if weights is not None:
         model.load_state_dict(weights)
     replicas = Replicas(model, world, config.runtime.parallel, compile=bool(config.runtime.compile))
@@ -165,7 +170,8 @@ def new_model(
     model = GPT(model_config, generator(config.run.seed, "model"))
     if dataset is not None and begins_with_pairs(model_config, config):
         tokens = dataset.train.scattered(COUNTED, PLACES)
-        initialise_from_pairs(model, tokens, generator(config.run.seed, "pairs"))
+        with one_thread():  # it takes as long
+            initialise_from_pairs(model, tokens, generator(config.run.seed, "pairs"))
     model.checkpoint_activations = config.runtime.checkpoint_activations
     return model.to(device.torch_device).train()
 

@@ -32,7 +32,7 @@ typedef struct {
 typedef struct {
     Norm norm1, q_norm, k_norm, norm2; /* q_norm, k_norm of one head; gain NULL: none */
     Matrix qkv, out, gate, up, down;   /* gate.at NULL: GELU(up) instead of SiLU(gate) up */
-    Numbers keys, values;              /* (G, L, D) */
+    float *keys, *values;              /* (G, L, D) */
 } Layer;
 
 typedef struct {
@@ -134,8 +134,12 @@ static void product(const Matrix *w, const float *x, float *y, long begin, long 
     for (; n < end; n++) NAME##_one((const T *)w->at + n * k, x, ordered, k, y + n);
     if (w->kind == FLOAT32) {
         ROWS(floats, float, 1)
-    } else if (w->kind == BFLOAT16) {
+    } else if (w->kind == BFLOAT16) { /* rounded before and after, as quantize.py has it */
+        float rounded[k];
+        for (long i = 0; i < k; i++) rounded[i] = widened(narrowed(x[i]));
+        x = rounded;
         ROWS(halves, uint16_t, 2)
+        for (n = begin; n < end; n++) y[n] = widened(narrowed(y[n]));
     } else {
         ROWS(bytes, int8_t, 4)
         for (n = begin; n < end; n++) y[n] *= w->scale[n];
@@ -173,27 +177,23 @@ static void turn(float *x, const float *cos, const float *sin, long D) {
 static void attend(
     const Model *m, const Layer *layer, float *qkv, const float *cos, const float *sin, long S, long g, float *y) {
     long D = m->D, shared = m->H / m->G, first = g * m->L * D;
-    float *k = qkv + (m->H + g) * D, *v = qkv + (m->H + m->G + g) * D, row[D], scores[S + 1];
+    float *k = qkv + (m->H + g) * D, *v = qkv + (m->H + m->G + g) * D, scores[S + 1];
     if (layer->k_norm.gain) normalise(&layer->k_norm, k, k, D);
     if (cos) turn(k, cos, sin, D);
-    store(layer->keys, first + S * D, k, D);
-    store(layer->values, first + S * D, v, D);
+    memcpy(layer->keys + first + S * D, k, D * sizeof(float));
+    memcpy(layer->values + first + S * D, v, D * sizeof(float));
     for (long head = g * shared; head < (g + 1) * shared; head++) {
         float *q = qkv + head * D, *sum = y + head * D, highest = -INFINITY, total = 0, scale = 1.0f / sqrtf(D);
         if (layer->q_norm.gain) normalise(&layer->q_norm, q, q, D);
         if (cos) turn(q, cos, sin, D);
-        for (long s = 0; s <= S; s++) {
-            load(row, layer->keys, first + s * D, D);
-            scores[s] = scale * dot(q, row, D);
-        }
+        for (long s = 0; s <= S; s++) scores[s] = scale * dot(q, layer->keys + first + s * D, D);
 #pragma omp simd reduction(max : highest)
         for (long s = 0; s <= S; s++) highest = scores[s] > highest ? scores[s] : highest;
 #pragma omp simd reduction(+ : total)
         for (long s = 0; s <= S; s++) total += scores[s] = exponential(scores[s] - highest);
         memset(sum, 0, D * sizeof(float));
         for (long s = 0; s <= S; s++) {
-            float share = scores[s] / total;
-            load(row, layer->values, first + s * D, D);
+            const float *row = layer->values + first + s * D, share = scores[s] / total;
 #pragma omp simd
             for (long i = 0; i < D; i++) sum[i] += share * row[i];
         }
@@ -213,7 +213,7 @@ static void activate(float *restrict x, const float *restrict gate, long begin, 
 }
 
 /* The token after S others. x (C): its embedding, and overwritten; cos, sin (D / 2): the angles of place S, or NULL;
-   logits (V); space: room for 2 C + (H + G + G) D + H D + 2 F numbers, F those of the MLP. */
+   logits (V); space: room for (H + G + G) D + H D + 2 F + C numbers, F those of the MLP. */
 void one_token(
     const Model *m, float *x, const float *cos, const float *sin, long S, float *logits, float *space, int threads) {
     float *qkv = space, *y = qkv + (m->H + 2 * m->G) * m->D, *wide = y + m->H * m->D;
