@@ -8,6 +8,7 @@ import pytest
 import lightwell
 from lightwell.cli.result import said_of_prediction
 from lightwell.inspection import describe_runs
+from lightwell.model.count import parameters_of_blocks
 from lightwell.planner.predict import predict_bits_per_byte
 from lightwell.planner.text import describe
 from lightwell.store.checkpoints import list_checkpoints, step_of
@@ -36,7 +37,7 @@ def run(tmp_path_factory):
 def test_the_prediction_is_stored_before_the_first_step(run):
     (plan,) = events(run, "plan")
     assert plan["step"] == 0
-    expected = predict_bits_per_byte(run.outcome()["parameters"], 8 * 4 * 16, describe(run.dataset()))
+    expected = predict_bits_per_byte(parameters_of_blocks(run.model_config), 8 * 4 * 16, describe(run.dataset()))
     assert plan["details"]["bits_per_byte"] == pytest.approx(expected)
     assert plan["time"] < events(run, "steps")[0]["time"] <= events(run, "outcome")[0]["time"]
 

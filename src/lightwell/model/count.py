@@ -68,6 +68,12 @@ def parameters(config: ModelConfig) -> dict[str, int]:
     return {**found, "total": sum(found.values())}
 
 
+def parameters_of_blocks(config: ModelConfig) -> int:
+    """How many of them are in attention and MLPs: what is neither embedding nor head nor norm."""
+    found = parameters(config)
+    return found["attention"] + found["mlp"]
+
+
 def _attention_matrices(s: _Sizes) -> dict[str, int]:
     return {"qkv": s.C * (s.H + 2 * s.G) * s.D, "out": s.H * s.D * s.C}
 

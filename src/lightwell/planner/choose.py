@@ -15,7 +15,7 @@ from typing import Any
 from lightwell.config.check import Problems
 from lightwell.config.run import RunConfig, changed
 from lightwell.errors import ConfigError, UserError
-from lightwell.model.count import flops_per_token, memory_bytes, parameters
+from lightwell.model.count import flops_per_token, memory_bytes, parameters, parameters_of_blocks
 from lightwell.planner.compiling import try_compile
 from lightwell.planner.predict import predict_bits_per_byte
 from lightwell.planner.step_time import measure_step_seconds
@@ -211,7 +211,7 @@ def most_tokens(config: RunConfig, text: Text) -> int:
 
 
 def predicted(config: RunConfig, tokens: int, text: Text) -> float:
-    return predict_bits_per_byte(parameters(config.model.complete())["total"], max(1, tokens), text)
+    return predict_bits_per_byte(parameters_of_blocks(config.model.complete()), max(1, tokens), text)
 
 
 def free_memory(device: Device) -> int | None:

@@ -2,7 +2,8 @@
 
     bits per byte = t^DELTA (E c^KAPPA + A / N^ALPHA + B / D^BETA)
 
-N parameters and D tokens of *new* text, both in millions (repeated text counts less and less). t and c tell this text
+N parameters of the blocks and D tokens of *new* text, both in millions (repeated text counts less and less; embeddings
+and head begin with what was counted, and their size says little). t and c tell this text
 from others: the loss of counting sequences in as much of it, and what copying from nearby saves (text.py).
 Sources: the form: Hoffmann et al. 2022 ("Chinchilla"); repetition: Muennighoff et al. 2023. The constants are fitted by
 `benchmarks/law.py` to small runs of our own on twenty-one texts, ALPHA and BETA held near Hoffmann et al.'s (LOG.md).
@@ -14,17 +15,17 @@ import math
 
 from lightwell.planner.text import Text
 
-ALPHA, BETA = 0.339, 0.216
-DELTA, KAPPA = 0.988, 0.734
-E, A, B = 0.632, 0.202, 0.187
-PARAMETERS_PER_TOKEN = 64  # different tokens of the text: more parameters have nothing to learn from
+ALPHA, BETA = 0.221, 0.242
+DELTA, KAPPA = 0.969, 0.714
+E, A, B = 0.635, 0.145, 0.195
+PARAMETERS_PER_TOKEN = 32  # different tokens of the text: more parameters have nothing to learn from
 REPETITION = 15.4  # epochs after which repeating has lost most of its use
 
 
-def predict_bits_per_byte(parameters: int, tokens: int, text: Text) -> float:
-    """Expected held-out bits per byte of a model with `parameters`, trained on `tokens` tokens of `text`."""
+def predict_bits_per_byte(in_blocks: int, tokens: int, text: Text) -> float:
+    """Expected held-out bits per byte of a model with so many parameters in its blocks, after `tokens` of `text`."""
     new = effective_tokens(tokens, text.tokens) / 1e6
-    size = min(parameters, PARAMETERS_PER_TOKEN * text.tokens) / 1e6
+    size = min(in_blocks, PARAMETERS_PER_TOKEN * text.tokens) / 1e6
     return text.bits_of_counts(tokens) ** DELTA * (E * text.copying**KAPPA + A / size**ALPHA + B / new**BETA)
 
 
