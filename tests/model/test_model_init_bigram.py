@@ -80,7 +80,7 @@ def test_the_first_loss_is_that_of_the_counts(family: type, emb_dim: int) -> Non
     initialise_from_pairs(model, ids, torch.Generator().manual_seed(3))
     counts = -np.log(chance(ids)[rows[:3200].numpy(), rows[1:3201].numpy()]).mean()
     assert counts < 1.0
-    assert loss() < (1.15 * counts + 0.05 if emb_dim > V else 0.8 * math.log(V))
+    assert loss() < (1.25 * counts + 0.05 if emb_dim > V else 0.8 * math.log(V))
 
 
 def test_the_same_seed_gives_the_same_bits_and_blocks_are_left_alone() -> None:

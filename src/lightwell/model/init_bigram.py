@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 DISCOUNT = 0.75
 SCALE = 0.1  # root mean square of the embeddings: AdamW's steps, of about 0.005, are to be small beside it (LOG.md)
+OWN = 0.1  # of an embedding's squares is chance: to copy a token, attention must know it from others (LOG.md)
 RIDGE = 1e-4  # of the mean square of a feature, 1
 MORE, ROUNDS = 8, 3  # of the randomised decomposition: vectors more than wanted, and products with the square
 
@@ -68,7 +69,7 @@ def embed(above_chance: Tensor, share: Tensor, width: int, generator: torch.Gene
     """(V, width) numbers for each token, of root mean square 1: tokens that are followed by the like are alike.
 
     One component is the same for all: the head puts there what is frequent. Where the text has fewer singular vectors
-    than there is room for, the rest is chance.
+    than there is room for, the rest is chance; and a part of all numbers is, so that no two tokens are the same.
     """
     V = len(share)
     weight = share.sqrt()
@@ -79,8 +80,14 @@ def embed(above_chance: Tensor, share: Tensor, width: int, generator: torch.Gene
     features = vectors * strength.sqrt() / weight[:, None]
     typical = features.norm(dim=1).median().clamp(min=1e-6)
     rest = torch.randn(V, width - 1 - rank, generator=generator, dtype=weight.dtype) * typical / math.sqrt(width)
-    features = torch.cat((features, rest, typical.expand(V, 1)), dim=1)
-    return features / features.square().mean(dim=1, keepdim=True).sqrt()
+    features = normalised(torch.cat((features, rest, typical.expand(V, 1)), dim=1))
+    own = torch.randn(features.shape, generator=generator, dtype=features.dtype)
+    return normalised(math.sqrt(1 - OWN) * features + math.sqrt(OWN) * own)
+
+
+def normalised(rows: Tensor) -> Tensor:
+    """Each row with root mean square 1."""
+    return rows / rows.square().mean(dim=1, keepdim=True).sqrt()
 
 
 def largest_components(matrix: Tensor, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ from lightwell.runtime.memory import free_bytes
 
 TRIAL_SHARE, TRIAL_SECONDS = 0.05, 30.0  # of the budget, for timing candidates: whichever is less
 # Of the time goes to these trials, to evaluations, samples and saves, and to a run's steps being slower than a trial's.
-OVERHEAD = 0.3
+OVERHEAD = 0.25
 MEMORY_SHARE = (
     0.6  # of the free memory may be taken by the estimate, which is 0.74 to 0.93 of what is measured (LOG.md)
 )
