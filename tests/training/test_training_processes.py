@@ -114,7 +114,7 @@ def test_only_the_first_process_speaks(tmp_path):
     held_out = tmp_path / "held-out.txt"
     held_out.write_text("".join(f"A bucket and {n} wells.\n\n" for n in range(400)))
     small = ["tokenizer.kind=bytes", "model.context_length=32", "model.emb_dim=32", "model.n_heads=2"]
-    small += ["model.n_layers=2", "train.batch_size=4", "train.sample_tokens=8"]
+    small += ["model.n_layers=2", "train.batch_size=4", "train.sample_tokens=8", "train.early_stop=false"]
     command = ["-m", "lightwell", "pretrain", text, "--val", held_out, "--out", tmp_path / "run"]
     command += ["--steps", 6, "--json"]
     for setting in small:
