@@ -33,6 +33,7 @@ POINTS = (
     ("4x192@128", 1_200_000),
 )
 SECONDS = 120.0  # the budget for which the vocabulary is chosen
+HELD_OUT = 80_000  # tokens that each run is measured on
 ROUND = 0.02  # errors below it count by their square
 PRIOR = 1e-2  # weight of staying near Hoffmann et al.'s exponents: a few points cannot tell all seven constants apart
 
@@ -40,16 +41,20 @@ PRIOR = 1e-2  # weight of staying near Hoffmann et al.'s exponents: a few points
 def features(dataset: Any) -> dict[str, float]:
     """What the planner can know of a text before training."""
     text = describe(dataset)
-    known = {"difficulty": text.difficulty, "gain": text.gain, "copying": text.copying}
-    return {"unique_tokens": text.tokens, **known}
+    return {
+        "unique_tokens": text.tokens,
+        "difficulty": text.difficulty,
+        "gain": text.gain,
+        "copying": text.copying,
+    }
 
 
-def run(texts: list[Path], out: Path, only: str | None) -> None:
+def run(texts: list[Path], points: list[tuple[str, int]], out: Path, only: str | None) -> None:
     small_runs.one_thread()
     known = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
     made = {(row["text"], row["size"], row["asked"]) for row in known}
     work = out.parent / (out.stem + "-data")
-    for size, tokens in POINTS:
+    for size, tokens in points:
         for text in texts:
             if (text.stem, size, tokens) in made or only not in (None, f"{text.stem}/{size}/{tokens}"):
                 continue
@@ -60,7 +65,7 @@ def run(texts: list[Path], out: Path, only: str | None) -> None:
             config = small_runs.config_of(size, dataset)
             row = {"text": text.stem, "size": size, "asked": tokens, **features(dataset)}
             row |= {"in_blocks": parameters_of_blocks(config.model.complete())}
-            row |= small_runs.train(dataset, config, tokens)
+            row |= small_runs.train(dataset, config, tokens, eval_tokens=HELD_OUT)
             with open(out, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
             print(json.dumps(row), flush=True)
@@ -147,10 +152,13 @@ def main() -> None:
     parser.add_argument("what", choices=["run", "fit"])
     parser.add_argument("--texts", type=Path, nargs="*", default=[])
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--points", nargs="+", help="other points than the usual ones, as 3x96@128/1000000")
     parser.add_argument("--only", help="one point, as TEXT/SIZE/TOKENS")
     args = parser.parse_args()
     if args.what == "run":
-        run(args.texts, args.out, args.only)
+        asked = [point.split("/") for point in args.points or ()]
+        points = [(size, int(tokens)) for size, tokens in asked] or list(POINTS)
+        run(args.texts, points, args.out, args.only)
     else:
         fit(args.out)
 

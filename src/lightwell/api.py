@@ -323,6 +323,11 @@ def pretrain(
     began = time.perf_counter() if began is None else began
     asked = read_request(text, **request)
     config = with_budget(asked.config, say)
+    if weights_from and config.train.init is not None:
+        raise UserError(
+            f"expected no train.init beside --from, whose weights are there already, got {config.train.init!r}.",
+            "Leave one of the two out.",
+        )
     device = choose_device(config.runtime.device, config.runtime.dtype)
     with join_world(device.kind) as world:
         path = Path(world.agree(str(out or new_run_path(config.run.name or name_of(asked.text)))))
@@ -609,11 +614,6 @@ def plan_run(
     that is larger than the config allows."""
     vocab_size = dataset.tokenizer.vocab_size
     if parent:
-        if config.train.init is not None:
-            raise UserError(
-                f"expected no train.init beside --from, whose weights are there already, got {config.train.init!r}.",
-                "Leave one of the two out.",
-            )
         tied = parent.model_config.tie_embeddings  # which older runs do not name
         config = changed(config, model=parent.config.model.model_dump() | {"tie_embeddings": tied})
     if config.model.vocab_size is not None and vocab_size > config.model.vocab_size:

@@ -4,19 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from step_helpers import CONFIGS
 
-from lightwell.config.gpt import GPTConfig, ModernConfig
 from lightwell.generation.step import one_token_step
 from lightwell.model.build import GPT
 from lightwell.model.cache import KVCache
-
-SIZES = {"vocab_size": 31, "context_length": 16, "emb_dim": 24, "n_layers": 3}
-CONFIGS = [
-    GPTConfig(**SIZES, n_heads=3),
-    GPTConfig(**SIZES, n_heads=4, qkv_bias=True, hidden_dim=20, tie_embeddings=False),
-    ModernConfig(**SIZES, n_heads=4, n_kv_heads=2, head_dim=10),
-    ModernConfig(**SIZES, n_heads=3, hidden_dim=20, tie_embeddings=False, rope_theta=50.0),
-]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.family}-{config.n_heads}")

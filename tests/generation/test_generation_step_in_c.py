@@ -7,9 +7,9 @@ import sys
 
 import pytest
 import torch
+from step_helpers import CONFIGS, SIZES
 from torch import nn
 
-from lightwell.config.gpt import GPTConfig, ModernConfig
 from lightwell.generation.cached import CachedTexts
 from lightwell.generation.engine import Engine
 from lightwell.generation.layout import lay_out
@@ -23,14 +23,6 @@ from lightwell.model.kernels import build
 from lightwell.tokenizer.simple import BytesTokenizer
 
 pytestmark = pytest.mark.skipif(build.library() is None, reason=f"no C kernels here: {build.why_not()}")
-
-SIZES = {"vocab_size": 31, "context_length": 16, "emb_dim": 24, "n_layers": 3}
-CONFIGS = [
-    GPTConfig(**SIZES, n_heads=3),
-    GPTConfig(**SIZES, n_heads=4, qkv_bias=True, hidden_dim=21, tie_embeddings=False),
-    ModernConfig(**SIZES, n_heads=4, n_kv_heads=2, head_dim=10),
-    ModernConfig(**SIZES, n_heads=3, hidden_dim=21, tie_embeddings=False, rope_theta=50.0),
-]
 
 
 def random_model(config, seed: int = 0):
@@ -172,7 +164,6 @@ def test_a_text_is_the_same_alone_beside_another_and_when_that_has_left(config, 
     """Past the context, too, where the cache is filled anew."""
     model = random_model(config)
     model = model if kind == "float32" else quantize(model, kind)
-
     given = torch.randint(31, (30,), generator=torch.Generator().manual_seed(2)).tolist()
 
     def likeliest(others: list[list[int]], leave_after: int = 99) -> list[int]:
@@ -190,14 +181,21 @@ def test_a_text_is_the_same_alone_beside_another_and_when_that_has_left(config, 
         assert likeliest([[9, 30]], 5) == likeliest([[9, 30]]) == likeliest([[9, 30, 2]], 5) == alone
 
 
-def test_engines_write_the_same_with_it() -> None:
+def test_engines_write_the_same_with_it_and_without(monkeypatch) -> None:
     config = type(CONFIGS[2])(**{**SIZES, "vocab_size": 257}, n_heads=4)
     engine = Engine(random_model(config), BytesTokenizer())
     greedy = Sampling(temperature=0.0)
-    text = engine.stream(["ab"], max_new_tokens=40, sampling=greedy)
-    for _ in text:
-        pass
-    assert engine.generate_ids([256, *b"ab"], max_new_tokens=len(text.ids[0]), sampling=greedy) == text.ids[0]
+
+    def written() -> list[int]:
+        text = engine.stream(["ab"], max_new_tokens=40, sampling=greedy)
+        for _ in text:
+            pass
+        return text.ids[0]
+
+    ids = written()
+    assert engine.generate_ids([256, *b"ab"], max_new_tokens=len(ids), sampling=greedy) == ids
+    monkeypatch.setattr("lightwell.generation.step.step_in_c", lambda model: None)
+    assert written() == ids
 
 
 def test_without_a_compiler_pytorch_takes_the_steps() -> None:

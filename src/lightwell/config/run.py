@@ -126,9 +126,7 @@ class BudgetSection(Strict):
 class TrainSection(Strict):
     batch_size: Size | None = None  # sequences per step over all processes and micro-batches
     micro_batch_size: Size | None = None  # sequences at once in one process; left out: as many as fit
-    init: Literal["bigram", "random"] | None = (
-        None  # what embeddings begin with; left out: counted pairs in modern, untied
-    )
+    init: Literal["bigram", "random"] | None = None  # of embeddings; left out: bigram where modern and untied
     clip: NonNegative = 1.0  # largest norm of the whole gradient; 0: no limit
     eval_every: Size | None = None  # steps between held-out evaluations; left out: ten over the run
     eval_tokens: Size | None = None  # tokens of each evaluation on the way; left out: 0.5% of all tokens
@@ -206,12 +204,8 @@ def parse(raw: dict[str, Any]) -> RunConfig:
 def problems_of_run(raw: dict[str, Any]) -> Problems:
     """Every problem of a run's raw config, as (dotted key, sentence)."""
     found = problems(RunConfig, raw)
-    model, train = raw.get("model"), raw.get("train")
-    if (
-        isinstance(model, dict)
-        and isinstance(train, dict)
-        and (train.get("init"), model.get("tie_embeddings")) == ("bigram", True)
-    ):
+    model, train = (part if isinstance(part := raw.get(name), dict) else {} for name in ("model", "train"))
+    if train.get("init") == "bigram" and model.get("tie_embeddings") is True:
         found.append(("train.init", 'expected "random" where model.tie_embeddings is true, got "bigram"'))
     return found
 

@@ -2,7 +2,7 @@
 
 `step.py` is its twin, and goes on wherever this one does not apply: several texts at once, other devices and dtypes
 (autocast too), a machine without a compiler, a part of the model that is not the usual one. All is computed in float32,
-from weights in float32, bfloat16 or 8 bits.
+from weights in float32, bfloat16 or 8 bits; what meets weights in bfloat16 is rounded as `quantize.py` has it.
 """
 
 from __future__ import annotations

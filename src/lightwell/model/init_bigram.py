@@ -28,9 +28,7 @@ SCALE = 0.1  # root mean square of the embeddings: AdamW's steps, of about 0.005
 OWN = 0.1  # of an embedding's squares is chance: to copy a token, attention must know it from others (LOG.md)
 RIDGE = 1e-4  # of the mean square of a feature, 1
 MORE, ROUNDS = 8, 3  # of the randomised decomposition: vectors more than wanted, and products with the square
-
-
-WEIGHTS = ("tok_emb.weight", "head.weight")
+WEIGHTS = ("tok_emb.weight", "head.weight")  # what is counted
 
 
 @torch.no_grad()

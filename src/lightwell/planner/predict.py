@@ -2,9 +2,9 @@
 
     bits per byte = t^DELTA (E c^KAPPA + A / N^ALPHA + B / D^BETA)
 
-N parameters of the blocks and D tokens of *new* text, both in millions (repeated text counts less and less; embeddings
-and head begin with what was counted, and their size says little). t and c tell this text
-from others: the loss of counting sequences in as much of it, and what copying from nearby saves (text.py).
+N parameters of the blocks (embeddings and head begin with what was counted, and their size says little) and D tokens of
+*new* text (repeated text counts less and less), both in millions. t and c tell this text from others: the loss of
+counting sequences in as much of it, and what copying from nearby saves (text.py).
 Sources: the form: Hoffmann et al. 2022 ("Chinchilla"); repetition: Muennighoff et al. 2023. The constants are fitted by
 `benchmarks/law.py` to small runs of our own on twenty-one texts, ALPHA and BETA held near Hoffmann et al.'s (LOG.md).
 """

@@ -72,11 +72,8 @@ def assemble(
     Raises UserError if the batch cannot be shared equally, or the run cannot be extended.
     """
     model_config = config.model.complete(dataset.tokenizer.vocab_size)
-    counted = checkpoint is None and weights is None and begins_with_pairs(model_config, config)
-    model = new_model(model_config, config, device, dataset if counted else None)
-    if counted:  # another processor's rounding may turn them: all ranks must begin with the same
-        for name in WEIGHTS:
-            world.from_main(model.get_parameter(name).data)
+    begun = checkpoint is not None or weights is not None
+    model = new_model(model_config, config, device, None if begun else dataset, world)
     if weights is not None:
         model.load_state_dict(weights)
     replicas = Replicas(model, world, config.runtime.parallel, compile=bool(config.runtime.compile))
@@ -164,16 +161,24 @@ def cadence(config: RunConfig, steps: int, step_seconds: float, tokens_per_step:
 
 
 def new_model(
-    model_config: ModelConfig, config: RunConfig, device: Device, dataset: Dataset | None = None
+    model_config: ModelConfig,
+    config: RunConfig,
+    device: Device,
+    dataset: Dataset | None = None,
+    world: World | None = None,
 ) -> GPT2 | Modern:
     """The model with its first numbers, on the device. dataset: for those that are counted in the text."""
     model = GPT(model_config, generator(config.run.seed, "model"))
-    if dataset is not None and begins_with_pairs(model_config, config):
+    counted = WEIGHTS if dataset is not None and begins_with_pairs(model_config, config) else ()
+    if dataset is not None and counted:
         tokens = dataset.train.scattered(COUNTED, PLACES)
         with one_thread():  # it takes as long
             initialise_from_pairs(model, tokens, generator(config.run.seed, "pairs"))
     model.checkpoint_activations = config.runtime.checkpoint_activations
-    return model.to(device.torch_device).train()
+    model = model.to(device.torch_device).train()
+    for name in counted:  # another processor's rounding may turn them, and all must begin with the same
+        (world or World()).from_main(model.get_parameter(name).data)
+    return model
 
 
 def begins_with_pairs(model_config: ModelConfig, config: RunConfig) -> bool:

@@ -1,13 +1,8 @@
-/* What rows.c and one_token.c share: numbers of two widths, e^x, and a sum of products. */
+/* What rows.c and one_token.c share: bfloat16, e^x, and a sum of products. */
 
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
-
-typedef struct {
-    void *at;
-    int half;
-} Numbers;
 
 static inline float widened(uint16_t h) {
     uint32_t bits = (uint32_t)h << 16;
@@ -23,24 +18,6 @@ static inline uint16_t narrowed(float x) {
     uint32_t rounded = bits + 0x7fff + ((bits >> 16) & 1);
     uint32_t quiet_nan = bits | 0x00400000;
     return (uint16_t)(((bits & 0x7fffffff) > 0x7f800000 ? quiet_nan : rounded) >> 16);
-}
-
-static inline void load(float *restrict row, Numbers from, long begin, long n) {
-    if (from.half) {
-        const uint16_t *restrict p = (const uint16_t *)from.at + begin;
-        for (long i = 0; i < n; i++) row[i] = widened(p[i]);
-    } else {
-        memcpy(row, (const float *)from.at + begin, n * sizeof(float));
-    }
-}
-
-static inline void store(Numbers to, long begin, const float *restrict row, long n) {
-    if (to.half) {
-        uint16_t *restrict p = (uint16_t *)to.at + begin;
-        for (long i = 0; i < n; i++) p[i] = narrowed(row[i]);
-    } else {
-        memcpy((float *)to.at + begin, row, n * sizeof(float));
-    }
 }
 
 /* e^x to about one part in 10^7: 2^n times a polynomial of what is left, |f| <= ln 2 / 2. Not a number stays so. */

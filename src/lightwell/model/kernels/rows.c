@@ -8,6 +8,29 @@
 
 #include "numbers.h"
 
+typedef struct {
+    void *at;
+    int half;
+} Numbers;
+
+static inline void load(float *restrict row, Numbers from, long begin, long n) {
+    if (from.half) {
+        const uint16_t *restrict p = (const uint16_t *)from.at + begin;
+        for (long i = 0; i < n; i++) row[i] = widened(p[i]);
+    } else {
+        memcpy(row, (const float *)from.at + begin, n * sizeof(float));
+    }
+}
+
+static inline void store(Numbers to, long begin, const float *restrict row, long n) {
+    if (to.half) {
+        uint16_t *restrict p = (uint16_t *)to.at + begin;
+        for (long i = 0; i < n; i++) p[i] = narrowed(row[i]);
+    } else {
+        memcpy((float *)to.at + begin, row, n * sizeof(float));
+    }
+}
+
 enum { PARTS = 16 };
 
 /* n or a little more, so that no single numbers are left after those that the processor takes together. */
