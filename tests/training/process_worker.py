@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from training_helpers import Float64, tiny
 
+from lightwell.cli.main import leave
 from lightwell.data.dataset import open_dataset
 from lightwell.runtime.observer import Observer
 from lightwell.runtime.world import join_world
@@ -68,3 +69,4 @@ def main(path, dataset, kind, micro_batch, steps, accident=""):
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    leave(0)
