@@ -126,7 +126,7 @@ class BudgetSection(Strict):
 class TrainSection(Strict):
     batch_size: Size | None = None  # sequences per step over all processes and micro-batches
     micro_batch_size: Size | None = None  # sequences at once in one process; left out: as many as fit
-    init: Literal["bigram", "random"] | None = None  # of embeddings; left out: bigram where modern and untied
+    init: Literal["bigram", "random"] | None = None  # counted embeddings, copying heads; left out: where modern, untied
     clip: NonNegative = 1.0  # largest norm of the whole gradient; 0: no limit
     eval_every: Size | None = None  # steps between held-out evaluations; left out: ten over the run
     eval_tokens: Size | None = None  # tokens of each evaluation on the way; left out: 0.5% of all tokens

@@ -28,16 +28,15 @@ SCALE = 0.1  # root mean square of the embeddings: AdamW's steps, of about 0.005
 OWN = 0.1  # of an embedding's squares is chance: to copy a token, attention must know it from others (LOG.md)
 RIDGE = 1e-4  # of the mean square of a feature, 1
 MORE, ROUNDS = 8, 3  # of the randomised decomposition: vectors more than wanted, and products with the square
-WEIGHTS = ("tok_emb.weight", "head.weight")  # what is counted
 
 
 @torch.no_grad()
 def initialise_from_pairs(model: nn.Module, ids: np.ndarray, generator: torch.Generator) -> None:
-    """Sets WEIGHTS of an untied GPT2 or Modern in place from the tokens `ids` (N,) of its text, N > 1.
+    """Sets `tok_emb` and `head` of an untied GPT2 or Modern in place from the tokens `ids` (N,) of its text, N > 1.
 
     To be called with one thread: with more, sums in another order may turn the singular vectors.
     """
-    embedding, head = map(model.get_parameter, WEIGHTS)
+    embedding, head = map(model.get_parameter, ("tok_emb.weight", "head.weight"))
     V, C = head.shape
     above_chance, share = surprise_of_pairs(ids, V)
     features = embed(above_chance, share, C, generator)  # (V, C)

@@ -20,7 +20,8 @@ from lightwell.training.rates import peak_rates
 from lightwell.training.replicas import Replicas
 from lightwell.training.step import train_step
 
-TRIAL_FLOPS = 2e11  # of a trial step: a second on a laptop. The time of a larger batch follows from two such trials
+TRIAL_FLOPS = 2e11  # of a first trial step: a second on a laptop
+FEWEST_ROUNDS = 3  # one to warm up, two to measure
 
 
 class Trial:
@@ -54,22 +55,31 @@ class Trial:
 def measure_step_seconds(config: RunConfig, device: Device, rounds: int = 5, limit: float = 20.0) -> float | None:
     """Seconds of one whole step; None where the model is too large to try.
 
-    A batch that would take long is not tried whole: a step's time is a line over its sequences, drawn through two
-    numbers of them. The first round warms up; after `limit` seconds no further round begins.
+    A batch that would take long is tried in part first, then whole if `limit` seconds have room for it; if not, a
+    step's time is a line over its sequences, drawn through two numbers of them. The first round warms up; after `limit`
+    seconds no further round begins.
     """
+    began = time.perf_counter()
     model_config = config.model.complete()
     batch_size = config.train.batch_size or 1
     at_once = min(batch_size, config.train.micro_batch_size or batch_size)
     per_row = model_config.context_length * flops_per_token(model_config, model_config.context_length)["total"]
     affordable = max(1, int(TRIAL_FLOPS / per_row))
     rows = min(at_once, affordable)
-    needed = memory_bytes(model_config, rows, dtype_bytes=4, optimizer=config.optimizer.name)["total"]
     free = free_bytes()
-    if free is not None and needed > 0.8 * free:
+
+    def fits(rows: int) -> bool:
+        needed = memory_bytes(model_config, rows, dtype_bytes=4, optimizer=config.optimizer.name)["total"]
+        return free is None or needed <= 0.8 * free
+
+    if not fits(rows):
         return None
     seconds = _usual(config, device, rows, rounds, limit)
     if rows == batch_size:
         return seconds
+    left = limit - (time.perf_counter() - began)
+    if at_once == batch_size and FEWEST_ROUNDS * seconds * batch_size / rows < left and fits(batch_size):
+        return _usual(config, device, batch_size, rounds, left)
     fewer = max(1, rows // 2)
     each = (
         seconds / rows if fewer == rows else (seconds - _usual(config, device, fewer, rounds, limit)) / (rows - fewer)

@@ -18,7 +18,8 @@ from lightwell.evaluation.report import Evaluation
 from lightwell.model.build import GPT
 from lightwell.model.count import flops_per_token, parameters
 from lightwell.model.gpt2 import GPT2
-from lightwell.model.init_bigram import WEIGHTS, initialise_from_pairs
+from lightwell.model.init_bigram import initialise_from_pairs
+from lightwell.model.init_copying import initialise_copying
 from lightwell.model.kernels.build import library
 from lightwell.model.kernels.fused import fused
 from lightwell.model.modern import Modern
@@ -169,15 +170,18 @@ def new_model(
 ) -> GPT2 | Modern:
     """The model with its first numbers, on the device. dataset: for those that are counted in the text."""
     model = GPT(model_config, generator(config.run.seed, "model"))
-    counted = WEIGHTS if dataset is not None and begins_with_pairs(model_config, config) else ()
+    counted = dataset is not None and begins_with_pairs(model_config, config)
     if dataset is not None and counted:
         tokens = dataset.train.scattered(COUNTED, PLACES)
         with one_thread():  # it takes as long
             initialise_from_pairs(model, tokens, generator(config.run.seed, "pairs"))
+            if isinstance(model, Modern):
+                initialise_copying(model, generator(config.run.seed, "copying"))
     model.checkpoint_activations = config.runtime.checkpoint_activations
     model = model.to(device.torch_device).train()
-    for name in counted:  # another processor's rounding may turn them, and all must begin with the same
-        (world or World()).from_main(model.get_parameter(name).data)
+    if counted and world is not None:
+        for parameter in model.parameters():  # another processor's rounding may turn vectors; all must begin the same
+            world.from_main(parameter.data)
     return model
 
 
