@@ -15,8 +15,10 @@ from lightwell.model.init_copying import initialise_copying
 from lightwell.model.modern import Block, Modern, rotation
 
 V, T = 211, 64
-TEXT = np.random.default_rng(0).integers(0, V, size=20_000).astype(np.uint16)
-REPEATED = torch.from_numpy(np.random.default_rng(1).permuted(np.tile(np.arange(V), (40, 1)), axis=1)[:, : T // 2])
+USED = V // 2  # the other tokens never come
+FREQUENT = 1 / np.arange(1, USED + 1)  # as words are (Zipf 1949)
+TEXT = np.random.default_rng(0).choice(USED, size=20_000, p=FREQUENT / FREQUENT.sum()).astype(np.uint16)
+REPEATED = torch.from_numpy(np.random.default_rng(1).permuted(np.tile(np.arange(USED), (40, 1)), axis=1)[:, : T // 2])
 REPEATED = torch.cat((REPEATED, REPEATED), dim=1)  # (40, T): what stood before comes again, each token once before
 
 
@@ -25,7 +27,7 @@ def made(copying: bool = True, **sizes: int) -> Modern:
     model = GPT(ModernConfig(**sizes, tie_embeddings=False), torch.Generator().manual_seed(0)).eval()
     initialise_from_pairs(model, TEXT, torch.Generator().manual_seed(1))
     if copying:
-        initialise_copying(model, torch.Generator().manual_seed(2))
+        initialise_copying(model, TEXT, torch.Generator().manual_seed(2))
     return model
 
 
@@ -47,7 +49,7 @@ def test_heads_of_the_first_block_look_back_by_one_and_two(n_kv_heads: int) -> N
     for offset, head in ((1, 0), (2, 4 // n_kv_heads)):
         usual = torch.stack([weights_of(model.blocks[0], x, head).diagonal(-n, 1, 2).mean() for n in range(8)])
         assert int(usual.argmax()) == offset
-        assert usual[offset] > 0.4
+        assert usual[offset] > 0.3
 
 
 def attention_and_loss() -> tuple[float, float]:
@@ -64,15 +66,22 @@ def attention_and_loss() -> tuple[float, float]:
 def test_the_second_block_finds_what_came_after_the_same_token(monkeypatch: pytest.MonkeyPatch) -> None:
     """By little at first, as small steps have most to learn from that; clearly if notes and copies are strong."""
     begins, loss = attention_and_loss()
-    assert begins > 1.5 / (0.75 * T)  # 0.75 T tokens are in sight on average
+    assert begins > 2 / (0.75 * T)  # 0.75 T tokens are in sight on average
     monkeypatch.setattr(init_copying, "COPIED", 0.0)
     assert loss < attention_and_loss()[1]
-    monkeypatch.setattr(init_copying, "NOTED", 20.0)
+    monkeypatch.setattr(init_copying, "NOTED", 10.0)
     _, without = attention_and_loss()
     monkeypatch.setattr(init_copying, "COPIED", 5.0)
     strong, loss = attention_and_loss()
-    assert strong > 0.2  # some more lies beside it: heads that look back are not sharp
-    assert loss < without - 0.1
+    assert strong > 0.15  # some more lies beside it: heads that look back are not sharp
+    assert loss < without - 1.0
+
+
+@torch.no_grad()
+def test_the_first_loss_on_the_text_stays_what_the_pairs_made_it() -> None:
+    rows = torch.from_numpy(TEXT[: 40 * T + 1].astype(np.int64))
+    with_, without = (float(made(copying)(rows[:-1].view(-1, T), rows[1:].view(-1, T))[0]) for copying in (True, False))
+    assert with_ < without + 0.05 * (40 * T)
 
 
 @pytest.mark.parametrize("sizes", [{"n_layers": 1}, {"head_dim": 2}, {"head_dim": 256}])

@@ -11,10 +11,9 @@ from pathlib import Path
 import torch
 from training_helpers import Float64, tiny
 
-from lightwell.cli.main import leave
 from lightwell.data.dataset import open_dataset
 from lightwell.runtime.observer import Observer
-from lightwell.runtime.world import join_world
+from lightwell.runtime.world import join_world, leave
 from lightwell.store.checkpoints import list_checkpoints
 from lightwell.store.database import RunDatabase
 from lightwell.training.assemble import assemble

@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import atexit
 import importlib
 import json
 import os
 import sys
 import traceback
-from typing import Any, NoReturn
+from typing import Any
 
 import typer
 from typer.core import TyperGroup
@@ -90,27 +89,15 @@ def root(version: bool = typer.Option(False, "--version", help="Say the version 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit with its code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    code: int | str | None
     try:
         code = run(arguments)
     except SystemExit as left:
-        code = left.code
+        code = int(left.code or 0)
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        leave(code if isinstance(code, int) else int(code is not None))
+        from lightwell.runtime.world import leave
+
+        leave(code)
     sys.exit(code)
-
-
-def leave(code: int) -> NoReturn:
-    """End one of many processes, once all is saved and said, without taking the interpreter apart.
-
-    Threads of PyTorch that carry tensors between processes live as long as its caches do, and one that lets go of a
-    tensor while the interpreter is being taken apart aborts the process ("terminate called without an active
-    exception"): the launcher would take a finished run for a failed one.
-    """
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def run(arguments: list[str]) -> int:

@@ -21,7 +21,7 @@ from lightwell.training.replicas import Replicas
 from lightwell.training.step import train_step
 
 TRIAL_FLOPS = 2e11  # of a first trial step: a second on a laptop
-FEWEST_ROUNDS = 3  # one to warm up, two to measure
+FEW = 2  # rounds of a batch that is tried in part, after one that warms up
 
 
 class Trial:
@@ -55,9 +55,9 @@ class Trial:
 def measure_step_seconds(config: RunConfig, device: Device, rounds: int = 5, limit: float = 20.0) -> float | None:
     """Seconds of one whole step; None where the model is too large to try.
 
-    A batch that would take long is tried in part first, then whole if `limit` seconds have room for it; if not, a
-    step's time is a line over its sequences, drawn through two numbers of them. The first round warms up; after `limit`
-    seconds no further round begins.
+    A batch that would take long is tried in part first, then whole if that will be done within `limit` seconds and, on
+    a CPU, fits into the free memory; if not, a step's time is a line over its sequences, drawn through two numbers of
+    them. A trial is a round that warms up and at least one more; after `limit` seconds no further round begins.
     """
     began = time.perf_counter()
     model_config = config.model.complete()
@@ -74,16 +74,15 @@ def measure_step_seconds(config: RunConfig, device: Device, rounds: int = 5, lim
 
     if not fits(rows):
         return None
-    seconds = _usual(config, device, rows, rounds, limit)
     if rows == batch_size:
-        return seconds
+        return _usual(config, device, rows, rounds, limit)
+    seconds = _usual(config, device, rows, FEW, limit)
     left = limit - (time.perf_counter() - began)
-    if at_once == batch_size and FEWEST_ROUNDS * seconds * batch_size / rows < left and fits(batch_size):
+    has_room = device.kind == "cpu" and free is not None and at_once == batch_size and fits(batch_size)
+    if has_room and (1 + FEW) * seconds * batch_size / rows < left:
         return _usual(config, device, batch_size, rounds, left)
     fewer = max(1, rows // 2)
-    each = (
-        seconds / rows if fewer == rows else (seconds - _usual(config, device, fewer, rounds, limit)) / (rows - fewer)
-    )
+    each = seconds / rows if fewer == rows else (seconds - _usual(config, device, fewer, FEW, left)) / (rows - fewer)
     return seconds + max(each, 0.25 * seconds / rows) * (batch_size - rows)
 
 

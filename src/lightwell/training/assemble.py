@@ -176,7 +176,7 @@ def new_model(
         with one_thread():  # it takes as long
             initialise_from_pairs(model, tokens, generator(config.run.seed, "pairs"))
             if isinstance(model, Modern):
-                initialise_copying(model, generator(config.run.seed, "copying"))
+                initialise_copying(model, tokens, generator(config.run.seed, "copying"))
     model.checkpoint_activations = config.runtime.checkpoint_activations
     model = model.to(device.torch_device).train()
     if counted and world is not None:
