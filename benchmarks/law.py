@@ -22,7 +22,7 @@ from torch import Tensor
 import small_runs
 from lightwell.model.count import parameters_of_blocks
 from lightwell.planner.choose import MOST_EPOCHS, choose_vocab_size
-from lightwell.planner.predict import PARAMETERS_PER_TOKEN, effective_tokens
+from lightwell.planner.predict import LEAST_GAIN, PARAMETERS_PER_TOKEN, effective_tokens
 from lightwell.planner.text import Text, describe
 
 POINTS = (
@@ -35,7 +35,7 @@ POINTS = (
 SECONDS = 120.0  # the budget for which the vocabulary is chosen
 HELD_OUT = 80_000  # tokens that each run is measured on
 ROUND = 0.02  # errors below it count by their square
-PRIOR = 1e-2  # weight of staying near Hoffmann et al.'s exponents: a few points cannot tell all seven constants apart
+PRIOR = 1e-2  # weight of staying near Hoffmann et al.'s exponents: a few points cannot tell all eight constants apart
 
 
 def features(dataset: Any) -> dict[str, float]:
@@ -72,19 +72,20 @@ def run(texts: list[Path], points: list[tuple[str, int]], out: Path, only: str |
 
 
 def law(constants: Tensor, rows: list[dict[str, Any]]) -> Tensor:
-    """predict.py's law for all rows; constants: DELTA, KAPPA and the logarithms of E, A, B, ALPHA, BETA."""
+    """predict.py's law for all rows; constants: DELTA, KAPPA, GAMMA and the logarithms of E, A, B, ALPHA, BETA."""
 
     def column(of: Callable[[dict[str, Any]], float]) -> Tensor:
         return torch.tensor([of(row) for row in rows], dtype=torch.float64)
 
-    delta, kappa, E, A, B, alpha, beta = constants
+    delta, kappa, gamma, E, A, B, alpha, beta = constants
     million = 1e6  # of parameters and tokens: A and B then say what they are worth there
     new = column(lambda row: effective_tokens(row["tokens"], row["unique_tokens"]) / million)
     size = column(lambda row: min(row["in_blocks"], PARAMETERS_PER_TOKEN * row["unique_tokens"]) / million)
     counts = column(lambda row: text_of(row).bits_of_counts(row["tokens"]))
     floor = torch.exp(E) * column(lambda row: row["copying"]) ** kappa
     lacking = torch.exp(A) / size ** torch.exp(alpha) + torch.exp(B) / new ** torch.exp(beta)
-    return counts**delta * (floor + lacking)
+    more = column(lambda row: max(LEAST_GAIN, row["gain"] - 1)) ** gamma
+    return counts**delta * (floor + more * lacking)
 
 
 def text_of(row: dict[str, Any]) -> Text:
@@ -100,7 +101,7 @@ def fitted(rows: list[dict[str, Any]]) -> Tensor:
     measured = torch.tensor([row["bits_per_byte"] for row in rows], dtype=torch.float64)
     same_text = torch.tensor([[float(one["text"] == row["text"]) for one in rows] for row in rows], dtype=torch.float64)
     same_text /= same_text.sum(dim=1, keepdim=True)
-    usual = torch.tensor([1.0, 0.5, -0.5, -1.6, -1.6, math.log(0.34), math.log(0.28)], dtype=torch.float64)
+    usual = torch.tensor([1.0, 0.5, 0.0, -0.5, -1.6, -1.6, math.log(0.34), math.log(0.28)], dtype=torch.float64)
     constants = usual.clone().requires_grad_()
     optimizer = torch.optim.LBFGS([constants], max_iter=1000, line_search_fn="strong_wolfe", history_size=30)
 
@@ -126,10 +127,10 @@ def fit(out: Path) -> None:
     made = [json.loads(line) for line in out.read_text().splitlines()]
     rows = [row for row in made if row["tokens"] < (MOST_EPOCHS + 1) * row["unique_tokens"]]  # as the planner has it
     constants = fitted(rows)
-    delta, kappa, *others = constants.tolist()
+    delta, kappa, gamma, *others = constants.tolist()
     E, A, B, alpha, beta = map(math.exp, others)
     print(f"ALPHA, BETA = {alpha:.3f}, {beta:.3f}")
-    print(f"DELTA, KAPPA = {delta:.3f}, {kappa:.3f}")
+    print(f"DELTA, KAPPA, GAMMA = {delta:.3f}, {kappa:.3f}, {gamma:.3f}")
     print(f"E, A, B = {E:.3f}, {A:.3f}, {B:.3f}")
     errors = off(constants, rows)
     print(f"all texts in the fit: {mean(errors):.1%} off on average, {max(map(abs, errors)):.1%} at most")
