@@ -97,3 +97,14 @@ def test_only_the_first_two_attentions_change_and_all_is_finite(sizes: dict[str,
         assert torch.isfinite(one).all(), name
         changes = name.startswith(("blocks.0.attn", "blocks.1.attn")) and name.endswith(("qkv.weight", "out.weight"))
         assert torch.equal(one, other) != changes, name
+
+
+@pytest.mark.parametrize("ids", [[0, 1], [5, 5, 5, 5], list(range(V))], ids=["two", "one kind", "each once"])
+def test_texts_with_hardly_a_pair(ids: list[int]) -> None:
+    config = ModernConfig(vocab_size=V, context_length=T, emb_dim=64, n_heads=2, n_layers=2, tie_embeddings=False)
+    model, tokens = GPT(config, torch.Generator().manual_seed(0)), np.array(ids, dtype=np.uint16)
+    initialise_from_pairs(model, tokens, torch.Generator().manual_seed(3))
+    initialise_copying(model, tokens, torch.Generator().manual_seed(4))
+    assert all(torch.isfinite(weight).all() for weight in model.parameters())
+    logits = model(torch.tensor([ids[:1]]))[0, -1]
+    assert int(logits.argmax()) == ids[1]
