@@ -58,10 +58,12 @@ def slope_along(
     upstream: Sequence[Tensor | None],
     floor: Tensor | None,
     exact: Tensor | None,
+    eps: float = 0.0,
 ) -> Slope:
     """Compare the captured gradient of one input with the measured slope along `along`.
 
-    upstream: the gradients of the outputs. floor: the noise of the captured gradient, element by element.
+    upstream: the gradients of the outputs. floor: the noise of the captured gradient, element by element; added up over
+    many elements it nearly cancels, but not what their roundings have in common: at least `eps` of the sum stays.
     exact: the gradient in float64, which stands for the captured one where output elements are left out.
     """
     if local.moves_numbers:
@@ -85,7 +87,7 @@ def slope_along(
         gradient = local.pull(used).get(path, torch.zeros_like(x))
     predicted = float((gradient * along).sum())
     size = max(abs(near), abs(predicted))
-    noise = abs(near - far) + rounding + (0.0 if floor is None else float((floor * along).norm()))
+    noise = abs(near - far) + rounding + (0.0 if floor is None else float((floor * along).norm()) + eps * size)
     gap = abs(near - predicted)
     left = sum(u.numel() for u in used if u is not None) - kinks
     usable = math.isfinite(near) and left > 0 and abs(near - far) <= 0.001 * size + SAFETY * rounding
