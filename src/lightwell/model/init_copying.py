@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightwell.model.init_bigram import normalised
 from lightwell.model.modern import Attention, Modern
 
 SHARES = (0.5, 0.3, 0.2)  # of a query that looks back, in the pairs that turn fastest: near places differ most there
@@ -46,7 +47,7 @@ def initialise_copying(model: Modern, ids: np.ndarray, generator: torch.Generato
     if config.n_layers < 2 or D > C or not len(slow):
         return
     share = torch.from_numpy(np.bincount(ids, minlength=len(embedding)) / len(ids)).float()
-    tokens = embedding / embedding.square().mean(dim=1, keepdim=True).sqrt()  # (V, C), as the first norm makes them
+    tokens = normalised(embedding)  # (V, C), as the first norm makes them
     common = share @ tokens
     always = common / common.square().sum()  # (C,): its product with each token is about 1
 

@@ -55,8 +55,8 @@ class Trial:
 def measure_step_seconds(config: RunConfig, device: Device, rounds: int = 5, limit: float = 20.0) -> float | None:
     """Seconds of one whole step; None where the model is too large to try.
 
-    A batch that would take long is tried in part first, then whole if that will be done within `limit` seconds and, on
-    a CPU, fits into the free memory; if not, a step's time is a line over its sequences, drawn through two numbers of
+    A batch that would take long is tried in part first; then, on a CPU, whole if it fits into the free memory and will
+    be done within `limit` seconds; if not, a step's time is a line over its sequences, drawn through two numbers of
     them. A trial is a round that warms up and at least one more; after `limit` seconds no further round begins.
     """
     began = time.perf_counter()
