@@ -53,9 +53,9 @@ from lightwell.store.checkpoint import Checkpoint, checkpoint_path, load_model_o
 from lightwell.store.checkpoints import list_checkpoints, newest_good, step_of, verify_checkpoint
 from lightwell.store.database import RunDatabase
 from lightwell.store.run_folder import CONFIG, DATABASE, DATASET, RunFolder, create, is_run, open_run, require_free
-from lightwell.training.assemble import assemble, begins_with_pairs, outcome_tokens
+from lightwell.training.assemble import assemble, begins_with_pairs
 from lightwell.training.loop import run as train
-from lightwell.training.outcome import OUTCOME, hand_over
+from lightwell.training.outcome import OUTCOME, hand_over, outcome_tokens
 from lightwell.training.record import NoRecord
 from lightwell.training.saver import read_for_all
 

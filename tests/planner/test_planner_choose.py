@@ -200,6 +200,12 @@ def test_prediction_falls_with_size_and_text_and_rises_with_difficulty():
     assert predicted(text=replace(TEXT, copying=0.99)) > predicted()
 
 
+def test_a_trial_in_a_busy_moment_does_not_make_a_small_model_slower_than_a_large_one():
+    timed = {4: None, 3: 0.3, 0: 0.1, 1: 0.5, 2: 0.2}
+    assert planner.settled(timed) == {0: 0.1, 1: 0.2, 2: 0.2, 3: 0.3}
+    assert planner.settled({2: None}) == {}
+
+
 def test_a_step_is_really_timed_and_a_giant_is_not_tried(monkeypatch):
     from lightwell.planner import step_time
 

@@ -3,9 +3,10 @@
 import pytest
 from training_helpers import events, held_out, put_together, same, tiny, train, weights
 
+from lightwell.config.run import changed
 from lightwell.store.checkpoint import checkpoint_path, load_model_only
 from lightwell.training.loop import run
-from lightwell.training.outcome import hand_over
+from lightwell.training.outcome import OUTCOME_TOKENS, hand_over
 
 LOSSES = {2: 3.0, 4: 2.0, 6: 4.0, 8: 5.0}
 
@@ -44,6 +45,20 @@ def test_the_prediction_is_compared_with_the_outcome(tmp_path, dataset):
     assert outcome["handed_over"] == 4
     assert outcome["bits_per_byte"] == pytest.approx(measured)
     assert outcome["off"] == pytest.approx(measured / 2 - 1)
+
+
+def test_late_in_its_minutes_a_run_measures_what_there_is_time_for(tmp_path, dataset, monkeypatch):
+    config = tiny(steps=4, train={"batch_size": 6, "eval_every": 2})
+    training = train(tmp_path / "run", config, dataset)
+    asked: list[int] = []
+    training.evaluate = lambda n: asked.append(n) or held_out(1.0)
+    training.eval_tokens, training.eval_seconds = 20_000, 2.0
+    hand_over(training, 10**6)
+    training.config = changed(config, budget={"steps": None, "minutes": 1})
+    for elapsed in (0, 50, 58, 90):
+        monkeypatch.setattr(training.pace, "elapsed", lambda elapsed=elapsed: elapsed)
+        hand_over(training, 300_000)
+    assert asked == [10**6, 300_000, 100_000, 20_000, OUTCOME_TOKENS]
 
 
 def test_a_failing_measurement_loses_nothing(tmp_path, dataset):

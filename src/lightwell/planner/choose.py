@@ -149,27 +149,41 @@ def climb(rungs: dict[str, RunConfig], text: Text, device: Device, peak: float, 
     """The rungs that were timed, smallest first: from the likeliest on towards lower predictions, while time allows."""
     deadline = time.perf_counter() + min(TRIAL_SHARE * seconds, TRIAL_SECONDS)
     names = list(rungs)
-    tried: dict[int, Candidate | None] = {}
+    timed: dict[int, float | None] = {}  # None: too large to try
 
     def attempt(place: int) -> None:
-        config = rungs[names[place]]
         limit = max(0.2, (deadline - time.perf_counter()) / 2)
-        found = measure_step_seconds(config, device, limit=limit)
-        if found is None:
-            tried[place] = None
-            return
-        tried[place] = candidate(names[place], config, found, text, seconds)
+        timed[place] = measure_step_seconds(rungs[names[place]], device, limit=limit)
+
+    def tried() -> dict[int, Candidate]:
+        return {
+            place: candidate(names[place], rungs[names[place]], taken, text, seconds)
+            for place, taken in settled(timed).items()
+        }
 
     attempt(likeliest(list(rungs.values()), text, peak, seconds))
     while time.perf_counter() < deadline:
-        known = {place: candidate for place, candidate in tried.items() if candidate}
-        best = min(known, key=lambda place: known[place].bits_per_byte, default=max(tried))
+        known = tried()
+        best = min(known, key=lambda place: known[place].bits_per_byte, default=max(timed))
         near = (best - 1, best + 1, best + 2)  # the next may be slow for its size, and the one after it not
-        open_ones = [place for place in near if 0 <= place < len(names) and place not in tried]
+        open_ones = [place for place in near if 0 <= place < len(names) and place not in timed]
         if not open_ones:
             break
         attempt(open_ones[0])
-    return [candidate for _, candidate in sorted(tried.items()) if candidate]
+    return list(tried().values())
+
+
+def settled(timed: dict[int, float | None]) -> dict[int, float]:
+    """Seconds of a step by place on the ladder, lowest first, without what was too large to try.
+
+    A step of a smaller model takes no longer than a larger one's; where it seemed to, others used the machine then.
+    """
+    found: dict[int, float] = {}
+    for place in sorted(timed, reverse=True):
+        taken = timed[place]
+        if taken is not None:
+            found[place] = min([taken, *found.values()])
+    return dict(sorted(found.items()))
 
 
 def candidate(name: str, config: RunConfig, step_seconds: float, text: Text, seconds: float) -> Candidate:

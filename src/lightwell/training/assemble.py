@@ -33,6 +33,7 @@ from lightwell.store.checkpoint import Checkpoint
 from lightwell.training.loop import Training
 from lightwell.training.memory import MICRO_BATCH
 from lightwell.training.optimizer import Optimizer
+from lightwell.training.outcome import outcome_tokens
 from lightwell.training.pace import Pace
 from lightwell.training.rates import peak_rates
 from lightwell.training.record import Record
@@ -43,7 +44,6 @@ from lightwell.training.step import to
 
 EVALUATIONS = 10  # over a run, unless the config says otherwise
 EVALUATION_SHARE = 0.005  # tokens of each of them, as a share of all tokens trained on
-OUTCOME_SHARE, OUTCOME_TOKENS = 0.06, 8192  # tokens of the measurement at the end, and the least of them
 SLOW_DISK, SLOW_MEMORY = 2e8, 5e9  # bytes per second
 COUNTED, PLACES = 4_000_000, 10_000  # tokens whose pairs are counted, and from how many places of a longer text
 SEARCHED = 5e6  # bytes of training text per second, in which the sample's longest copy is looked for
@@ -210,11 +210,6 @@ def time_a_step(
             fastest = min(fastest, time.perf_counter() - start)
             optimizer.zero_grad()
     return fastest
-
-
-def outcome_tokens(steps: int, tokens_per_step: int) -> int:
-    """How many held-out tokens the measurement at the end may look at."""
-    return max(OUTCOME_TOKENS, int(OUTCOME_SHARE * steps * tokens_per_step))
 
 
 def reserve_seconds(config: RunConfig, pace: Pace, dataset: Dataset, n_parameters: int) -> float:

@@ -7,6 +7,7 @@ JSON), the weights and the optimizer's moments, and these three are what a check
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -67,6 +68,7 @@ class Training:
     stop: Callable[[], str | None] = lambda: None
     unread: list[Unread] = field(default_factory=list)
     recorded: int = 0  # decisions that are in the record
+    eval_seconds: float | None = None  # that the last evaluation of `eval_tokens` took
 
 
 def run(t: Training) -> str | None:
@@ -220,8 +222,10 @@ def do_owed_work(t: Training) -> None:
 
 def evaluate(t: Training) -> None:
     """Measure the held-out part, remember the best, and decide to stop when it has been over for long."""
+    began = time.perf_counter()
     try:
         found = asdict(t.evaluate(t.eval_tokens))
+        t.eval_seconds = time.perf_counter() - began
     except Exception as error:  # told to all processes before it is raised, so that none waits for another
         found = {"error": f"{type(error).__name__}: {error}"}
     found, state = t.world.agree(found), t.state

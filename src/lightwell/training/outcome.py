@@ -16,6 +16,7 @@ from lightwell.store.checkpoints import verify_checkpoint
 from lightwell.training.loop import Training
 
 OUTCOME = "outcome"  # the event
+OUTCOME_SHARE, OUTCOME_TOKENS = 0.06, 8192  # tokens measured, as a share of those trained on, and the least of them
 
 
 def hand_over(t: Training, max_tokens: int, predicted: float | None = None) -> dict[str, Any] | None:
@@ -30,7 +31,7 @@ def hand_over(t: Training, max_tokens: int, predicted: float | None = None) -> d
         t.replicas.load_weights(load_model_only(checkpoint_path(t.saver.run, step)))
     t.world.at(t.state.step, "measuring the outcome")
     try:
-        found = asdict(t.evaluate(max_tokens))
+        found = asdict(t.evaluate(t.world.agree(in_time(t, max_tokens))))
     except Exception as error:  # as on the way: a failing evaluation is an event
         t.record.add_event(t.state.step, "evaluation_failed", {"error": f"{type(error).__name__}: {error}"})
         return None
@@ -41,6 +42,19 @@ def hand_over(t: Training, max_tokens: int, predicted: float | None = None) -> d
         outcome |= {"predicted": predicted, "off": found["bits_per_byte"] / predicted - 1}
     t.record.add_event(t.state.step, OUTCOME, outcome)
     return outcome
+
+
+def outcome_tokens(steps: int, tokens_per_step: int) -> int:
+    """How many held-out tokens the measurement at the end may look at."""
+    return max(OUTCOME_TOKENS, int(OUTCOME_SHARE * steps * tokens_per_step))
+
+
+def in_time(t: Training, max_tokens: int) -> int:
+    """As many of these as fit into what is left of the minutes, going by how long the last evaluation took."""
+    if not t.config.budget.minutes or not t.eval_seconds:
+        return max_tokens
+    left = 60 * t.config.budget.minutes - t.pace.elapsed()
+    return min(max_tokens, max(OUTCOME_TOKENS, int(t.eval_tokens * left / t.eval_seconds)))
 
 
 def best_step(t: Training) -> int:

@@ -25,8 +25,8 @@ RECENT = 4  # re-plannings: speed is measured since the one so long ago, which h
 
 class Pace:
     """tokens_per_step: targets in one step. step_seconds: expected, to begin with. reserve: seconds to keep for what
-    comes after the last step. began: `time.perf_counter()` when this sitting began, for the first one the command's
-    own start, so that everything counts."""
+    comes after the last step, as long as steps take no longer than expected. began: `time.perf_counter()` when this
+    sitting began, for the first one the command's own start, so that everything counts."""
 
     def __init__(
         self,
@@ -47,12 +47,14 @@ class Pace:
         self.began = time.perf_counter() if began is None else began
         self.world = world or World()
         self.before = 0.0  # seconds of earlier sittings
+        self._expected = step_seconds
         self._marks: list[tuple[int, float]] = []  # step and time, from the oldest of which speed is measured
         self._resumed = False
 
     def begin(self, state: TrainState) -> None:
         """Take the first decision, or take over what earlier sittings decided."""
         self.before = state.seconds
+        self._expected = self.step_seconds
         self._resumed = state.decided("steps") is not None
         if not self._resumed:
             steps = self.world.agree(self._steps_now(state))
@@ -140,7 +142,8 @@ class Pace:
             return self.budget.steps
         if self.budget.tokens:
             return math.ceil(self.budget.tokens / self.tokens_per_step)
-        seconds = 60 * (self.budget.minutes or 10.0) - self.reserve - self.elapsed()
+        ending = self.reserve * max(1.0, self.step_seconds / self._expected)  # slower now, slower then
+        seconds = 60 * (self.budget.minutes or 10.0) - ending - self.elapsed()
         steps = state.step + max(1, math.floor(seconds / self.step_seconds))
         most = self.budget.most_tokens
         return min(steps, max(1, most // self.tokens_per_step)) if most else steps
