@@ -48,3 +48,11 @@ def machine() -> str:
             cpu = line.split(":")[1].strip()
     capability = torch.backends.cpu.get_cpu_capability()
     return f"{cpu}, {os.cpu_count()} cores, {capability}, torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def stolen_seconds() -> float:
+    """Processor seconds that the host of this machine gave to others so far; 0 where the system does not say."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return 0.0
+    return int(stat.read_text().split("\n", 1)[0].split()[8]) / os.sysconf("SC_CLK_TCK")

@@ -1,7 +1,7 @@
 """How many steps a run has: from its budget, and for a budget of minutes from how fast steps turn out to be.
 
 The number of steps is a decision, taken before the first step and re-planned, while the rate has not begun to fall,
-whenever a further twentieth of the time has passed: the learning rate depends on where the end is. Once the rate falls
+whenever a further eightieth of the time has passed: the learning rate depends on where the end is. Once the rate falls
 the end stays, unless the run would miss its minutes by more than TOLERANCE: then the rest of the decay is stretched or
 shortened, from the rate that it has. A finished run may be extended: the new steps then have a schedule of their own,
 and what was decayed is not repeated.
@@ -18,9 +18,9 @@ from lightwell.runtime.world import World
 from lightwell.training.schedule import Bend, decay_begin, decay_done, extension, lr_scale, warmup_length
 from lightwell.training.state import Decision, TrainState
 
-REPLAN_EVERY = 0.05  # of the minutes
+REPLAN_EVERY = 0.0125  # of the minutes
 TOLERANCE = 0.02  # of the minutes: a miss for which an end is moved though the rate has begun to fall
-RECENT = 4  # re-plannings: speed is measured since the one so long ago, which has evaluations and saves in it
+RECENT = 6  # re-plannings: speed is measured since the one so long ago, which has evaluations and saves in it
 
 
 class Pace:
@@ -129,7 +129,7 @@ class Pace:
         if last["kind"] != "steps" or steps == last["steps"]:
             return
         warmup = last["warmup"]
-        if state.step < decay_begin(min(steps, last["steps"]), self.schedule, warmup):
+        if "bend" not in last and state.step < decay_begin(min(steps, last["steps"]), self.schedule, warmup):
             state.decide("steps", steps=steps, warmup=warmup)
             return
         missed = self.world.agree(abs(steps - last["steps"]) * self.step_seconds)
@@ -142,7 +142,7 @@ class Pace:
             return self.budget.steps
         if self.budget.tokens:
             return math.ceil(self.budget.tokens / self.tokens_per_step)
-        ending = self.reserve * max(1.0, self.step_seconds / self._expected)  # slower now, slower then
+        ending = self.reserve * max(1.0, self.step_seconds / self._expected) ** 0.5  # slow now, perhaps slow then too
         seconds = 60 * (self.budget.minutes or 10.0) - ending - self.elapsed()
         steps = state.step + max(1, math.floor(seconds / self.step_seconds))
         most = self.budget.most_tokens
