@@ -61,8 +61,8 @@ VARIANTS = {
     "no q/k norm": Variant(change=without_qk_norm),
     "gpt2's layers": Variant({"model": {"family": "gpt2"}}),
     "attention inside documents": Variant(mask_documents=True),
-    "half the rates": Variant({"optimizer": {"muon_learning_rate": 0.01, "learning_rate": 0.003}}),
-    "twice the rates": Variant({"optimizer": {"muon_learning_rate": 0.04, "learning_rate": 0.012}}),
+    "half the rates": Variant({"optimizer": {"muon_learning_rate": 0.01, "learning_rate": 0.0025}}),
+    "twice the rates": Variant({"optimizer": {"muon_learning_rate": 0.04, "learning_rate": 0.01}}),
 }
 
 

@@ -45,7 +45,7 @@ def main() -> None:
     print(common.machine())
     shape = throughput.SHAPES["6x384, context 256, batch 16, vocabulary 8192"]
     found = {
-        "share of float32 peak in a step": throughput.ours(shape, 2, "float32")["share_of_float32_peak"],
+        "share of float32 peak in a step": throughput.ours(shape, 2, "float32")["share_of_peak"],
         "cached over naive generation": generation(),
     }
     low = [name for name, value in found.items() if value < FLOORS[name]]

@@ -5,6 +5,7 @@ import torch
 
 import lightwell
 from lightwell.api import longest_copy_from
+from lightwell.inspection import plan_summary
 
 TINY = ["model.context_length=32", "model.emb_dim=32", "model.n_heads=2", "model.n_layers=1", "tokenizer.kind=bytes"]
 
@@ -30,6 +31,23 @@ def test_streaming_leaves_the_callers_precision_alone(run):
 def test_the_longest_copy_is_told_in_characters(run):
     assert longest_copy_from(run, "xx größer als 1 yy") == " größer als 1"
     assert longest_copy_from(run, "") == ""
+
+
+def test_of_a_long_text_pieces_are_searched_and_no_copy_reaches_over_two(run, monkeypatch):
+    monkeypatch.setattr("lightwell.evaluation.copies.SEARCHED", 4000)
+    assert longest_copy_from(run, "xx ist tief yy") == " ist tief "
+    passage = run.tokenizer.decode(run.dataset().train.read(0, 2000).tolist())
+    assert 100 < len(longest_copy_from(run, passage)) <= 200, "twenty pieces of 200 bytes"
+
+
+def test_a_plan_looks_at_the_text_and_expects_what_pretrain_would(run, tmp_path):
+    text = tmp_path / "numbers.txt"
+    text.write_text("".join(f"{n} and {n * n}\n" for n in range(30_000)))
+    found = plan_summary(text, minutes=0.2)
+    assert 0 <= found["steps"] * found["tokens_per_step"] - found["tokens"] < found["tokens_per_step"]
+    assert found["seconds"] <= 12
+    assert not any("No text was named" in reason for reason in found["reasons"])
+    assert any("No text was named" in reason for reason in plan_summary(minutes=0.2, preset="nano")["reasons"])
 
 
 def test_what_is_not_a_run(tmp_path):

@@ -41,7 +41,8 @@ from lightwell.model.build import GPT
 from lightwell.model.count import parameters
 from lightwell.model.gpt2 import GPT2
 from lightwell.model.modern import Modern
-from lightwell.planner.choose import Choice, bytes_to_read, choose, choose_vocab_size, require_memory
+from lightwell.planner.choose import Choice, bytes_to_read, choose, choose_vocab_size
+from lightwell.planner.fit import require_memory
 from lightwell.planner.text import describe as describe_text
 from lightwell.runtime.device import Device, choose_device
 from lightwell.runtime.observer import Observer
@@ -69,7 +70,7 @@ PULSE_SHARE = 0.02  # of its time at most, unless it was said how often
 SNAPSHOTS = "snapshots"  # of a run's folder: whole steps to look at, if they were asked for
 
 
-def _quiet(*_: Any) -> None:
+def quiet(*_: Any) -> None:
     """Says nothing: what the library does unless a command gives it a voice."""
 
 
@@ -153,7 +154,7 @@ class Run:
         """The text of `stream` at once, without the prompt."""
         return "".join(self.stream(prompt, **options))
 
-    def evaluate(self, text: Text | None = None, progress: Progress = _quiet) -> Evaluation:
+    def evaluate(self, text: Text | None = None, progress: Progress = quiet) -> Evaluation:
         """Held-out loss and bits per byte, of the run's own held-out part or of other text (see evaluation/loss.py)."""
         stream = self._heldout() if text is None else text_stream(text, self.tokenizer)
         with self.device.autocast():
@@ -307,8 +308,8 @@ def pretrain(
     weights_from: str | Path | None = None,
     observers: Sequence[Observer] = (),
     stop: Callable[[], str | None] = lambda: None,
-    say: Say = _quiet,
-    progress: Progress = _quiet,
+    say: Say = quiet,
+    progress: Progress = quiet,
     force: bool = False,
     began: float | None = None,
     **request: Any,
@@ -340,7 +341,7 @@ def pretrain(
             parent = load(weights_from) if weights_from else None
 
             def begin() -> dict[str, Any]:
-                return begin_run(path, asked, config, device, parent, began, say, progress)
+                return begin_run(path, asked, config, device, parent, began, say, progress, world.size)
 
             begun = world.on_main(begin)
             train_run(
@@ -360,11 +361,12 @@ def begin_run(
     began: float,
     say: Say,
     progress: Progress,
+    processes: int,
 ) -> dict[str, Any]:
     """Prepare the data, decide what is still open, make the run's folder; what training needs of that, as JSON."""
     peak = measure_peak_flops(device)
     dataset = open_or_prepare(asked.text, path, config, device, parent, peak, say, progress)
-    choice = plan_run(config, dataset, device, parent, peak, began)
+    choice = plan_run(config, dataset, device, parent, peak, began, processes)
     for reason in choice.reasons:
         say(reason)
     if parent is None and begins_with_pairs(choice.config.model.complete(), choice.config):
@@ -389,7 +391,7 @@ def resume(
     extend_steps: int | None = None,
     observers: Sequence[Observer] = (),
     stop: Callable[[], str | None] = lambda: None,
-    say: Say = _quiet,
+    say: Say = quiet,
 ) -> Run:
     """Go on with a run from its newest good checkpoint, exactly as if it had never stopped.
 
@@ -592,7 +594,8 @@ def open_or_prepare(
     if tokenizer == "bpe":
         vocab_size = config.model.vocab_size or choose_vocab_size(n_bytes, seconds)
     ids = vocab_size or config.model.vocab_size or TYPICAL_VOCAB_SIZE
-    limit = config.data.limit_bytes or bytes_to_read(config, n_bytes, ids, device, peak, seconds)
+    largest = max(n_bytes, collect(config.data.val).n_bytes if config.data.val else 0)
+    limit = config.data.limit_bytes or bytes_to_read(config, largest, ids, device, peak, seconds)
     if limit is not None and limit < n_bytes:
         say(f"Reading {limit / 1e6:,.0f} of {n_bytes / 1e6:,.0f} MB of text, chosen by the seed: enough for the time.")
     return prepare(
@@ -608,7 +611,13 @@ def open_or_prepare(
 
 
 def plan_run(
-    config: RunConfig, dataset: Dataset, device: Device, parent: Run | None, peak: float, began: float
+    config: RunConfig,
+    dataset: Dataset,
+    device: Device,
+    parent: Run | None,
+    peak: float,
+    began: float,
+    processes: int = 1,
 ) -> Choice:
     """Decide what is still open. `peak`: the device's matrix-product peak in FLOP/s. Raises UserError for a vocabulary
     that is larger than the config allows."""
@@ -621,10 +630,11 @@ def plan_run(
             f"expected a vocabulary of at most {config.model.vocab_size} tokens, got a tokenizer of {vocab_size}.",
             "Leave model.vocab_size out, and the tokenizer decides.",
         )
-    seconds = 60 * config.budget.minutes - (time.perf_counter() - began) if config.budget.minutes else None
+    seconds = max(1.0, 60 * config.budget.minutes - (time.perf_counter() - began)) if config.budget.minutes else None
     return choose(
-        changed(config, model={"vocab_size": vocab_size}), vocab_size, describe_text(dataset), device, peak, seconds
-    )
+        changed(config, model={"vocab_size": vocab_size}), vocab_size, describe_text(dataset), device, peak, seconds,
+        processes,
+    )  # fmt: skip
 
 
 def make_run_folder(path: Path) -> None:
@@ -657,8 +667,12 @@ def name_of(text: list[Path | str] | None) -> str:
 
 
 def longest_copy_from(run: Run, sample: str) -> str:
-    """The longest stretch of `sample` that stands word for word in the run's training text."""
-    from lightwell.evaluation.copies import longest_copy
+    """The longest stretch of `sample` that stands word for word in the run's training text: in SEARCHED tokens of it,
+    where there are more."""
+    from lightwell.evaluation.copies import PIECES, SEARCHED, longest_copy
 
     dataset = run.dataset()
-    return longest_copy(sample, dataset.tokenizer.decode(dataset.train.read(0, len(dataset.train)).tolist())).text
+    ids = dataset.train.scattered(SEARCHED, PIECES)
+    length = len(ids) // PIECES if len(ids) < len(dataset.train) else len(ids)
+    pieces = [ids[i : i + length].tolist() for i in range(0, len(ids), max(1, length))]
+    return longest_copy(sample, "\0".join(map(dataset.tokenizer.decode, pieces))).text  # none reaches over two pieces

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,16 @@ import tomli_w
 import torch
 
 from lightwell.api import (
+    Progress,
     Request,
     Run,
     Text,
     as_paths,
     load,
+    open_or_prepare,
     outcome_of,
     plan_run,
+    quiet,
     read_request,
     set_threads,
     with_budget,
@@ -27,21 +32,23 @@ from lightwell.config.presets import preset as read_preset
 from lightwell.config.run import RunConfig, changed, parse, to_raw
 from lightwell.data.dataset import Dataset, is_dataset, open_dataset
 from lightwell.data.prepare import prepare
-from lightwell.data.sources import collect
+from lightwell.data.sources import collect, standard_library
 from lightwell.errors import RunError, UserError
 from lightwell.model.build import GPT
 from lightwell.model.count import flops_per_token, memory_bytes, parameters
-from lightwell.planner.choose import choose, choose_vocab_size
+from lightwell.planner.choose import Choice, choose, choose_vocab_size
 from lightwell.planner.shelf import explain_keys
 from lightwell.planner.step_time import measure_step_seconds
-from lightwell.planner.text import typical_text
-from lightwell.runtime.device import choose_device
+from lightwell.planner.text import describe, typical_text
+from lightwell.runtime.device import Device, choose_device
 from lightwell.runtime.peak import measure_peak_flops
 from lightwell.store.checkpoint import write_checkpoint
 from lightwell.store.checkpoints import list_checkpoints, pin, step_of, verify_checkpoint
 from lightwell.store.database import RunDatabase
 from lightwell.store.run_folder import DATABASE, create, is_run, open_run
 from lightwell.tokenizer.load import load_tokenizer
+
+LOOKED_AT = 8_000_000  # bytes of a long text that `plan` reads
 
 
 def list_presets() -> list[dict[str, Any]]:
@@ -188,13 +195,14 @@ def pin_checkpoint(path: str | Path, step: int) -> None:
     pin(Path(path), step)
 
 
-def plan_summary(text: Text | None = None, **request: Any) -> dict[str, Any]:
+def plan_summary(text: Text | None = None, *, progress: Progress = quiet, **request: Any) -> dict[str, Any]:
     """What a run would take: parameters, memory, FLOPs, tokens and time. `kinds` says how each figure was come by."""
     asked = read_request(text, **request)
     config = with_budget(asked.config, lambda said: None)
     device = choose_device(config.runtime.device, config.runtime.dtype)
     set_threads(config)
-    config, reasons, peak = _planned(config, asked, device)
+    choice, peak = _planned(config, asked, device, progress)
+    config = choice.config
     model = config.model.complete()
     batch_size = config.train.batch_size
     assert batch_size is not None
@@ -208,14 +216,18 @@ def plan_summary(text: Text | None = None, **request: Any) -> dict[str, Any]:
     )
     flops = flops_per_token(model, model.context_length)["total"]
     per_step = batch_size * model.context_length
-    step_seconds = measure_step_seconds(config, device)
+    step_seconds = choice.expected.get("step_seconds") or measure_step_seconds(config, device)
     kind = "measured" if step_seconds is not None else "estimated"
     if step_seconds is None:  # too large to try here: from its products, at half of the peak
         step_seconds = per_step * flops / (0.5 * peak)
     budget = config.budget
-    steps = budget.steps or (
-        -(-budget.tokens // per_step) if budget.tokens else int(60 * (budget.minutes or 0) / step_seconds)
-    )
+    tokens = budget.tokens or (budget.steps or 0) * per_step or int(choice.expected.get("tokens", 0))
+    if not tokens:  # minutes of a model that could not be tried
+        tokens = int(60 * (budget.minutes or 0) / step_seconds) * per_step
+    steps = -(-tokens // per_step)
+    seconds = steps * step_seconds
+    if budget.minutes and tokens < int(budget.most_tokens or tokens + 1):
+        seconds = 60 * budget.minutes
     return {
         "parameters": parameters(model),
         "memory_bytes": memory,
@@ -223,38 +235,55 @@ def plan_summary(text: Text | None = None, **request: Any) -> dict[str, Any]:
         "tokens_per_step": per_step,
         "steps": steps,
         "tokens": steps * per_step,
-        "seconds": 60 * budget.minutes if budget.minutes else steps * step_seconds,
+        "seconds": seconds,
         "device": device.describe(),
         "peak_flops": peak,
-        "reasons": reasons,
+        "reasons": choice.reasons,
         "config": to_raw(config),
         "kinds": {
             "parameters": "exact",
             "memory_bytes": "estimated",
             "flops_per_token": "exact",
             "tokens": "exact" if budget.tokens or budget.steps else kind,
-            "seconds": "exact" if budget.minutes else kind,
+            "seconds": "asked" if seconds == 60 * (budget.minutes or 0) else kind,
             "peak_flops": "measured",
         },
     }
 
 
-def _planned(config: RunConfig, asked: Request, device: Any) -> tuple[RunConfig, list[str], float]:
-    """The config with nothing left open. Nothing is prepared: of a text only its size is looked at."""
+def _planned(config: RunConfig, asked: Request, device: Device, progress: Progress = quiet) -> tuple[Choice, float]:
+    """The choice, with nothing left open, and the peak in FLOP/s that was measured for it. For a budget of minutes the
+    text is looked at, a part of a long one."""
     peak, began = measure_peak_flops(device), time.perf_counter()
-    sources = asked.text
-    if sources and len(sources) == 1 and is_dataset(Path(sources[0])):
-        choice = plan_run(config, open_dataset(Path(sources[0])), device, None, peak, began)
-        return choice.config, choice.reasons, peak
-    seconds = 60 * config.budget.minutes if config.budget.minutes else None
-    n_bytes = collect(as_paths(sources)).n_bytes if sources or config.model.missing() else 10**9
-    vocab_size = config.model.vocab_size or choose_vocab_size(n_bytes, seconds)
+    if asked.text and len(asked.text) == 1 and is_dataset(Path(asked.text[0])):
+        return plan_run(config, open_dataset(Path(asked.text[0])), device, None, peak, began), peak
+    has_text = bool(asked.text) or config.model.missing()
+    n_bytes = collect(as_paths(asked.text) if asked.text else standard_library()).n_bytes if has_text else 10**9
+    n_bytes = min(n_bytes, config.data.limit_bytes or n_bytes)
+    minutes = config.budget.minutes
+    if has_text and minutes:
+        read = min(n_bytes, LOOKED_AT)
+        part = changed(config, data={"limit_bytes": read})
+        with tempfile.TemporaryDirectory() as parent:
+            dataset = open_or_prepare(asked.text, Path(parent), part, device, None, peak, quiet, progress)
+            text, vocab_size = describe(dataset), dataset.tokenizer.vocab_size
+        text = replace(text, tokens=int(text.tokens * n_bytes / read))
+        config = changed(config, model={"vocab_size": config.model.vocab_size or vocab_size})
+        seconds = max(1.0, 60 * minutes - (time.perf_counter() - began))
+        return choose(config, vocab_size, text, device, peak, seconds), peak
+    vocab_size = config.model.vocab_size or choose_vocab_size(n_bytes, None)
     text = typical_text(max(1, n_bytes // 3))  # about three bytes a token
-    choice = choose(changed(config, model={"vocab_size": vocab_size}), vocab_size, text, device, peak, seconds)
-    typical = [
-        "The text was not looked at: predictions are for typical prose and code. A prepared dataset gives its own."
-    ]
-    return choice.config, choice.reasons + (typical if choice.reasons else []), peak
+    choice = choose(
+        changed(config, model={"vocab_size": vocab_size}),
+        vocab_size,
+        text,
+        device,
+        peak,
+        60 * minutes if minutes else None,
+    )
+    if choice.reasons:
+        choice.reasons.append("No text was named: the prediction is for typical prose and code.")
+    return choice, peak
 
 
 def export_run(path: str | Path, out: str | Path) -> dict[str, Any]:
@@ -292,5 +321,5 @@ def profile_training(text: Text | None = None, *, trace: str | Path = "lightwell
     config = with_budget(asked.config, lambda said: None)
     device = choose_device(config.runtime.device, config.runtime.dtype)
     set_threads(config)
-    config, _, _ = _planned(config, asked, device)
-    return profile_steps(config, device, Path(trace))
+    choice, _ = _planned(config, asked, device)
+    return profile_steps(choice.config, device, Path(trace))

@@ -10,6 +10,7 @@ from lightwell.config.run import changed, parse, to_raw
 from lightwell.errors import ConfigError, UserError
 from lightwell.model.count import memory_bytes
 from lightwell.planner import choose as planner
+from lightwell.planner import fit
 from lightwell.planner.compiling import Compiled
 from lightwell.planner.predict import effective_tokens, predict_bits_per_byte
 from lightwell.planner.text import Text, typical_text
@@ -104,6 +105,26 @@ def test_what_is_fixed_stays_fixed_and_the_rest_is_planned(fake_speed, fixed):
     assert choice.expected["tokens"] > 0
 
 
+@pytest.mark.parametrize("seconds", [2, 300])
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_processes_can_share_what_is_chosen(fake_speed, processes, seconds):
+    for given in ({}, {"train": {"micro_batch_size": 5}}):
+        train = planner.choose(parse(given), 1024, TEXT, CPU, 1e11, seconds, processes).config.train
+        assert train.batch_size % (processes * (5 if given else 1)) == 0
+        assert not given or train.micro_batch_size == 5
+    alone, together = (planner.choose(parse({}), 1024, TEXT, CPU, 1e11, 300, n) for n in (1, processes))
+    assert together.expected["step_seconds"] < alone.expected["step_seconds"] or size(together) > size(alone)
+
+
+def test_an_odd_width_is_one_that_no_head_takes():
+    with pytest.raises(ConfigError, match=r"head_dim|n_heads|emb_dim"):
+        chosen(300, {"model": {"emb_dim": 65}})
+
+
+def test_however_little_time_is_left_the_smallest_model_is_taken(fake_speed):
+    assert size(chosen(1.0)) == 2 * 64
+
+
 def test_every_preset_is_planned_around(fake_speed):
     for name in PRESETS:
         raw = preset(name)
@@ -122,29 +143,29 @@ def test_a_batch_that_does_not_fit_is_split_until_it_does(fake_speed, monkeypatc
         return memory_bytes(config.model.complete(), rows, optimizer="muon", accumulate=rows < 48)["total"]
 
     for rows in (48, 24, 12, 1):
-        fitted = planner.split_to_fit(config, int(needed(rows) / planner.MEMORY_SHARE) + 1, CPU)
+        fitted = fit.split_to_fit(config, int(needed(rows) / fit.MEMORY_SHARE) + 1, CPU)
         assert (fitted.train.micro_batch_size or 48) == rows
-    assert planner.split_to_fit(config, needed(1), CPU) is None
-    monkeypatch.setattr(planner, "free_bytes", lambda: int(needed(16) / planner.MEMORY_SHARE) + 1)
+    assert fit.split_to_fit(config, needed(1), CPU) is None
+    monkeypatch.setattr(fit, "free_bytes", lambda: int(needed(16) / fit.MEMORY_SHARE) + 1)
     assert chosen(300, raw).config.train.micro_batch_size == 16
 
 
 def test_a_run_that_no_memory_is_free_for_is_refused_before_it_begins(monkeypatch):
     raw = {"model": {"emb_dim": 256, "n_heads": 4, "n_layers": 4, "context_length": 256}, "train": {"batch_size": 48}}
     config = changed(parse(raw), model={"vocab_size": 1024}, train={"micro_batch_size": 8})
-    needed = planner.needed_bytes(config, 8, CPU)
-    monkeypatch.setattr(planner, "free_bytes", lambda: needed + 1)
-    planner.require_memory(config, CPU)
-    monkeypatch.setattr(planner, "free_bytes", lambda: needed - 1)
+    needed = fit.needed_bytes(config, 8, CPU)
+    monkeypatch.setattr(fit, "free_bytes", lambda: needed + 1)
+    fit.require_memory(config, CPU)
+    monkeypatch.setattr(fit, "free_bytes", lambda: needed - 1)
     with pytest.raises(UserError, match="fits into"):
-        planner.require_memory(config, CPU)
-    monkeypatch.setattr(planner, "free_bytes", lambda: None)
-    planner.require_memory(config, CPU)
+        fit.require_memory(config, CPU)
+    monkeypatch.setattr(fit, "free_bytes", lambda: None)
+    fit.require_memory(config, CPU)
 
 
 def test_only_models_that_fit_into_memory_are_tried(fake_speed, monkeypatch):
     everything = chosen(36000)
-    monkeypatch.setattr(planner, "free_bytes", lambda: 60_000_000)
+    monkeypatch.setattr(fit, "free_bytes", lambda: 60_000_000)
     small = chosen(36000)
     assert size(small) < size(everything)
     assert "more than the free memory" in small.reasons[-1]

@@ -7,8 +7,11 @@ from training_helpers import events, put_together, same, tiny, train, training_r
 from lightwell.errors import StoppedEarly
 from lightwell.training.memory import MICRO_BATCH
 
+CUDA = torch.OutOfMemoryError("CUDA out of memory.")
+MPS = RuntimeError("MPS backend out of memory (MPS allocated: 5 GB)")
 
-def with_room_for(training, rows):
+
+def with_room_for(training, rows, error=CUDA):
     """A training on a device that holds so many sequences at once; the error comes late, with gradients half made."""
     forward = training.replicas.forward
     sizes = []
@@ -17,7 +20,7 @@ def with_room_for(training, rows):
         loss_sum, n = forward(ids, targets)
         if len(ids) > rows:
             loss_sum.backward()
-            raise torch.OutOfMemoryError("CUDA out of memory.")
+            raise error
         sizes.append(len(ids))
         return loss_sum, n
 
@@ -25,9 +28,10 @@ def with_room_for(training, rows):
     return training, sizes
 
 
-def test_the_micro_batch_is_halved_until_it_fits_and_the_run_goes_on(tmp_path, dataset):
+@pytest.mark.parametrize("error", [CUDA, MPS], ids=["cuda", "mps"])
+def test_the_micro_batch_is_halved_until_it_fits_and_the_run_goes_on(tmp_path, dataset, error):
     config = tiny(steps=4, train={"batch_size": 8})
-    training, sizes = with_room_for(put_together(tmp_path / "run", config, dataset), 3)
+    training, sizes = with_room_for(put_together(tmp_path / "run", config, dataset), 3, error)
     assert training_reason(training) is None
     assert training.state.step == 4
     assert set(sizes) == {2}

@@ -52,10 +52,10 @@ def test_late_in_its_minutes_a_run_measures_what_there_is_time_for(tmp_path, dat
     training = train(tmp_path / "run", config, dataset)
     asked: list[int] = []
     training.evaluate = lambda n: asked.append(n) or held_out(1.0)
-    training.eval_tokens, training.eval_seconds = 20_000, 2.0
+    training.eval_tokens, training.eval_seconds, training.closing_seconds = 20_000, 2.0, 3.0
     hand_over(training, 10**6)
     training.config = changed(config, budget={"steps": None, "minutes": 1})
-    for elapsed in (0, 50, 58, 90):
+    for elapsed in (0, 47, 55, 90):
         monkeypatch.setattr(training.pace, "elapsed", lambda elapsed=elapsed: elapsed)
         hand_over(training, 300_000)
     assert asked == [10**6, 300_000, 100_000, 20_000, OUTCOME_TOKENS]

@@ -166,3 +166,14 @@ def test_a_bent_decay_goes_on_when_the_run_is_resumed(clock):
     again.begin(state)
     rates = range(pace.steps(state))
     assert [again.lr_scale(state, n) for n in rates] == [pace.lr_scale(state, n) for n in rates]
+
+
+def test_steps_that_were_taken_back_are_no_measure(clock):
+    """After going back to a checkpoint, far fewer steps seem to have taken all the time since the last mark."""
+    pace, state = make(clock, step_seconds=1.0, minutes=10)
+    go(pace, state, clock, 100, 1.0)
+    state.step -= 90
+    pace.forget()
+    go(pace, state, clock, 50, 1.0)
+    assert pace.step_seconds == pytest.approx(1.0)
+    assert pace.steps(state) == pytest.approx(510, abs=12)

@@ -22,12 +22,15 @@ def plan(
     json: bool = JSON,
 ) -> None:
     """Parameters, memory, FLOPs, tokens and time, before anything runs."""
+    from lightwell.cli.progress import WorkProgress
     from lightwell.inspection import plan_summary
 
+    progress = WorkProgress()
     found = plan_summary(
         text or None, minutes=minutes, tokens=tokens, steps=steps, preset=preset, config=config, settings=set_,
-        device=device,
+        device=device, progress=progress,
     )  # fmt: skip
+    progress.clear()
     if json:
         show_json(found)
         return

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 def show_result(run: Run, seconds: float, as_json: bool) -> None:
     from lightwell.api import longest_copy_from
+    from lightwell.evaluation.copies import SEARCHED
 
     if not is_main():
         return
@@ -35,7 +36,8 @@ def show_result(run: Run, seconds: float, as_json: bool) -> None:
     copied = longest_copy_from(run, sample)
     print(f"\nA sample:\n{'-' * 72}\n{sample.strip()}\n{'-' * 72}")
     shown = f" ({copied!r})" if len(copied) < 100 else ""
-    print(f"Its longest copy from the training text: {len(copied)} characters{shown}.")
+    where = "the training text" if len(run.dataset().train) <= SEARCHED else "the part of the training text searched"
+    print(f"Its longest copy from {where}: {len(copied)} characters{shown}.")
     print(f"\nThe run is {run.path}. Worth typing next:")
     print(f'  lightwell generate {run.path} "..."     let it go on from your words')
     print(f"  lightwell runs {run.path}               the loss curve")

@@ -85,7 +85,7 @@ class DataSection(Strict):
 
 class OptimizerSection(Strict):
     name: Literal["muon", "adamw"] = "muon"  # muon: Muon for matrices inside the blocks, AdamW for the rest
-    learning_rate: Positive | None = None  # AdamW's peak rate; left out: a rule of width, batch and tokens
+    learning_rate: Positive | None = None  # AdamW's peak rate; left out: a rule of the width
     muon_learning_rate: Positive | None = None  # Muon's peak rate; left out: a rule
     weight_decay: NonNegative | None = None  # on matrices only; left out: a rule
     beta1: Rate = 0.9
@@ -160,7 +160,7 @@ class GuardSection(Strict):
 class RuntimeSection(Strict):
     device: str = "auto"  # auto, cpu, cuda, cuda:N, mps
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matrix products; weights stay float32
-    compile: bool | None = None  # torch.compile; left out: on CUDA yes, elsewhere if it pays
+    compile: bool | None = None  # torch.compile; left out: if a trial says that it pays
     parallel: Literal["auto", "data", "sharded"] = "auto"  # many processes: copies of the model, or shards of it
     threads: Size | None = None
     checkpoint_activations: bool = False  # recompute each block's activations in the backward pass: less memory

@@ -45,7 +45,7 @@ def prepare(
     tokenizer: "bpe", "bytes" or "chars", learned from the training part, or one to use as it is.
     vocab_size: the most ids a learned one may have (None: by the amount of text).
     val: text to hold out; None: a part of `sources` is.
-    limit_bytes: read only so much of `sources`, a choice of files that `seed` decides.
+    limit_bytes: read only so much of `sources`, and of `val`: a choice of files that `seed` decides.
 
     Raises DataError for text that cannot be used, UserError if `out` exists, SpaceError if the disk is too small.
     """
@@ -58,6 +58,8 @@ def prepare(
     if limit_bytes is not None:
         read = limit(read, limit_bytes, seed)
     held_out = collect(val) if val is not None else None
+    if limit_bytes is not None and held_out is not None:
+        held_out = limit(held_out, limit_bytes, seed)
     plan = make_plan(read, held_out, progress)
     if isinstance(tokenizer, str):
         tokenizer = _learn_tokenizer(tokenizer, vocab_size, plan, progress)

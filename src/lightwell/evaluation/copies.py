@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+SEARCHED, PIECES = 6_000_000, 20  # tokens of a long text that `pretrain` searches, and in how many pieces
 BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2**64
 INVERSE = pow(BASE, -1, 1 << 64)
 # Windows hashed at once: arrays of this size stay in the processor's cache.

@@ -122,7 +122,7 @@ class Pulse(Observer):
         rms = _rms_of(gradients)
         here.values |= {(name, "gradient_rms"): value for name, value in rms.items()}
         if ("", "noise_small") in here.values:
-            squares = [value.double().square() * gradients[name].numel() for name, value in rms.items()]
+            squares = [value.float().square() * gradients[name].numel() for name, value in rms.items()]
             here.values["", "noise_big"] = torch.stack(squares).sum()
 
     def at_end(self) -> None:
@@ -175,7 +175,7 @@ class Pulse(Observer):
         values = {("", "replay_loss"): loss.detach()} | self._inside(seen)
         if here.ids.numel() < here.whole.numel():
             norms = torch._foreach_norm([g for g in gradients if g is not None])
-            values["", "noise_small"] = torch.stack([norm.double().square() for norm in norms]).sum()
+            values["", "noise_small"] = torch.stack([norm.float().square() for norm in norms]).sum()
             values["", "noise_small_size"] = loss.new_tensor(here.ids.numel() / here.whole[1])
             values["", "noise_big_size"] = loss.new_tensor(here.whole[0])
         with torch.no_grad():
@@ -282,7 +282,7 @@ def _rows(values: Mapping[tuple[str, str], Tensor]) -> list[Row]:
     """All numbers in one wait for the device. One that is not finite stays so: it is the news."""
     if not values:
         return []
-    numbers = torch.stack([value.detach().double().to("cpu", non_blocking=True) for value in values.values()])
+    numbers = torch.stack([value.detach().float() for value in values.values()])
     return [(layer, name, float(number)) for (layer, name), number in zip(values, numbers.tolist(), strict=True)]
 
 

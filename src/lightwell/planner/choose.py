@@ -9,26 +9,23 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lightwell.config.check import Problems
 from lightwell.config.run import RunConfig, changed
-from lightwell.errors import ConfigError, UserError
-from lightwell.model.count import flops_per_token, memory_bytes, parameters, parameters_of_blocks
+from lightwell.errors import ConfigError
+from lightwell.model.count import flops_per_token, parameters, parameters_of_blocks
 from lightwell.planner.compiling import try_compile
+from lightwell.planner.fit import free_memory, split_to_fit, tried_in_memory
 from lightwell.planner.predict import predict_bits_per_byte
 from lightwell.planner.step_time import measure_step_seconds
 from lightwell.planner.text import Text, typical_text
 from lightwell.runtime.device import Device
-from lightwell.runtime.memory import free_bytes
 
 TRIAL_SHARE, TRIAL_SECONDS = 0.05, 30.0  # of the budget, for timing candidates: whichever is less
 # Of the time goes to these trials, to evaluations, samples and saves, and to a run's steps being slower than a trial's.
 OVERHEAD = 0.25
-MEMORY_SHARE = (
-    0.6  # of the free memory may be taken by the estimate, which is 0.74 to 0.93 of what is measured (LOG.md)
-)
 LEAST_READ = 4_000_000  # bytes, however little the machine seems to do just now
 READ_AHEAD = 1.5  # times the text that the budget can consume is prepared
 MOST_EPOCHS = 3  # times that a text is gone through: more would be learning it by heart (LOG.md)
@@ -82,13 +79,20 @@ class Candidate:
 
 
 def choose(
-    config: RunConfig, vocab_size: int, text: Text, device: Device, peak: float, seconds: float | None
+    config: RunConfig,
+    vocab_size: int,
+    text: Text,
+    device: Device,
+    peak: float,
+    seconds: float | None,
+    processes: int = 1,
 ) -> Choice:
-    """Fill in what `config` leaves open. `seconds`: left for training (None: a budget of steps or tokens).
+    """Fill in what `config` leaves open. `seconds`: left for training (None: a budget of steps or tokens). `processes`
+    will share each batch equally.
 
     Raises ConfigError if no rung fits what the user fixed.
     """
-    possible = candidates(config, vocab_size)
+    possible = candidates(config, vocab_size, processes)
     in_memory = {name: split_to_fit(rung, free_memory(device), device) for name, rung in possible.items()}
     rungs = {name: rung for name, rung in in_memory.items() if rung} or dict(list(possible.items())[:1])
     if seconds is None:
@@ -96,7 +100,7 @@ def choose(
         tokens = config.budget.tokens or (config.budget.steps or 0) * tokens_per_step(chosen)
         bits = predicted(chosen, tokens, text)
         return Choice(chosen, [], {"bits_per_byte": bits, "tokens": tokens, "candidates": {name: bits}})
-    tried = climb(rungs, text, device, peak, seconds)
+    tried = climb(rungs, text, device, peak, seconds, processes)
     if not tried:  # a single model, as fixed by the user, that is too large to try
         return Choice(next(iter(rungs.values())), ["Nothing was measured: a step does not fit into the free memory."])
     lowest = min(candidate.bits_per_byte for candidate in tried)
@@ -104,8 +108,11 @@ def choose(
     too_short = all(candidate.tokens == most_tokens(candidate.config, text) for candidate in good)
     best = good[0] if too_short else good[-1]  # where all see as much of the text, the smallest is done first
     if config.train.batch_size is None:
-        best = with_steps_enough(best, text, seconds)
-    compiled = try_compile(best.config, device, best.step_seconds, seconds)
+        best = with_steps_enough(best, text, seconds, processes * (config.train.micro_batch_size or 1))
+    if processes == 1 and config.train.micro_batch_size is None:
+        proven = tried_in_memory(best.config, device, best.step_seconds, min(TRIAL_SHARE * seconds, TRIAL_SECONDS))
+        best = replace(best, config=proven)
+    compiled = try_compile(share_of(best.config, processes), device, best.step_seconds, seconds)
     if compiled.pays:
         best = candidate(best.name, best.config, compiled.step_seconds, text, seconds)
     return Choice(
@@ -122,13 +129,13 @@ def choose(
     )
 
 
-def candidates(config: RunConfig, vocab_size: int) -> dict[str, RunConfig]:
+def candidates(config: RunConfig, vocab_size: int, processes: int = 1) -> dict[str, RunConfig]:
     """The rungs of the ladder around what is fixed, smallest first, equal ones once. ConfigError if none fits."""
     rungs: dict[str, RunConfig] = {}
     problems: Problems = []
     for rung in LADDER:
         try:
-            made = complete(config, rung, vocab_size)
+            made = complete(config, rung, vocab_size, processes)
         except ConfigError as error:
             problems = error.problems
             continue
@@ -145,7 +152,15 @@ def name_of(config: RunConfig) -> str:
     return f"{model.n_layers} x {model.emb_dim} at {model.context_length} x {config.train.batch_size}"
 
 
-def climb(rungs: dict[str, RunConfig], text: Text, device: Device, peak: float, seconds: float) -> list[Candidate]:
+def share_of(config: RunConfig, processes: int) -> RunConfig:
+    """The config of what one of so many processes does of each step."""
+    rows, micro = max(1, (config.train.batch_size or 1) // processes), config.train.micro_batch_size
+    return changed(config, train={"batch_size": rows, "micro_batch_size": None if micro and rows % micro else micro})
+
+
+def climb(
+    rungs: dict[str, RunConfig], text: Text, device: Device, peak: float, seconds: float, processes: int = 1
+) -> list[Candidate]:
     """The rungs that were timed, smallest first: from the likeliest on towards lower predictions, while time allows."""
     deadline = time.perf_counter() + min(TRIAL_SHARE * seconds, TRIAL_SECONDS)
     names = list(rungs)
@@ -153,7 +168,7 @@ def climb(rungs: dict[str, RunConfig], text: Text, device: Device, peak: float, 
 
     def attempt(place: int) -> None:
         limit = max(0.2, (deadline - time.perf_counter()) / 2)
-        timed[place] = measure_step_seconds(rungs[names[place]], device, limit=limit)
+        timed[place] = measure_step_seconds(share_of(rungs[names[place]], processes), device, limit=limit)
 
     def tried() -> dict[int, Candidate]:
         return {
@@ -193,14 +208,17 @@ def candidate(name: str, config: RunConfig, step_seconds: float, text: Text, sec
     return Candidate(name, config, step_seconds, tokens, predicted(config, tokens, text))
 
 
-def with_steps_enough(best: Candidate, text: Text, seconds: float) -> Candidate:
-    """A smaller batch where the model is so large for the time that there would be hardly any steps."""
+def with_steps_enough(best: Candidate, text: Text, seconds: float, unit: int = 1) -> Candidate:
+    """A smaller batch, in multiples of `unit`, where the model is so large for the time that there would be hardly any
+    steps."""
     batch_size = best.config.train.batch_size or 1
     steps = best.tokens / tokens_per_step(best.config)
-    rows = max(1, int(batch_size * steps / LEAST_STEPS))
+    rows = max(unit, int(batch_size * steps / LEAST_STEPS) // unit * unit)
     if rows >= batch_size:
         return best
-    config = changed(best.config, train={"batch_size": rows, "micro_batch_size": None})
+    micro = best.config.train.micro_batch_size
+    split = {"micro_batch_size": micro if micro and rows % micro == 0 else None}
+    config = changed(best.config, train={"batch_size": rows} | split)
     return candidate(name_of(config), config, best.step_seconds * rows / batch_size, text, seconds)
 
 
@@ -228,54 +246,6 @@ def predicted(config: RunConfig, tokens: int, text: Text) -> float:
     return predict_bits_per_byte(parameters_of_blocks(config.model.complete()), max(1, tokens), text)
 
 
-def free_memory(device: Device) -> int | None:
-    """Bytes that may be taken: what machine and cgroup leave free, or the GPU; None where the system does not say."""
-    if device.kind == "cuda":
-        import torch
-
-        return int(torch.cuda.mem_get_info(device.torch_device)[0])
-    return free_bytes()
-
-
-def split_to_fit(config: RunConfig, free: int | None, device: Device) -> RunConfig | None:
-    """The config with the largest micro-batch whose step stays within a share of the free memory; None if none does.
-
-    Nothing is raised on a CPU when memory runs out, so it must be known before. A micro-batch of the user's stays.
-    """
-    batch_size = config.train.batch_size or 1
-    fixed = config.train.micro_batch_size
-    for rows in [fixed] if fixed else [n for n in range(batch_size, 0, -1) if batch_size % n == 0]:
-        if free is None or needed_bytes(config, rows, device) < MEMORY_SHARE * free:
-            return config if rows in (batch_size, fixed) else changed(config, train={"micro_batch_size": rows})
-    return None
-
-
-def needed_bytes(config: RunConfig, rows: int, device: Device) -> int:
-    """What a step with so many sequences at once takes at its peak."""
-    return memory_bytes(
-        config.model.complete(),
-        rows,
-        dtype_bytes=device.dtype.itemsize,
-        optimizer=config.optimizer.name,
-        checkpoint_activations=config.runtime.checkpoint_activations,
-        accumulate=rows < (config.train.batch_size or 1),
-        device="cuda" if device.kind == "cuda" else "cpu",
-    )["total"]
-
-
-def require_memory(config: RunConfig, device: Device) -> None:
-    """Raise UserError for a run that a CPU has no memory for: nothing would, and the system would end the process."""
-    free = free_memory(device)
-    rows = config.train.micro_batch_size or config.train.batch_size or 1
-    needed = needed_bytes(config, rows, device)
-    if device.kind == "cpu" and free is not None and needed > free:
-        raise UserError(
-            f"expected a step that fits into {free / 1e9:.1f} GB of free memory, got one that needs about"
-            f" {needed / 1e9:.1f} GB.",
-            "Choose a smaller model, train.micro_batch_size=1, or --set runtime.checkpoint_activations=true.",
-        )
-
-
 def reasons(
     best: Candidate, tried: list[Candidate], possible: int, too_large: list[str], text: Text, peak: float
 ) -> list[str]:
@@ -292,7 +262,8 @@ def reasons(
     alone = "as asked" if possible == 1 else "the likeliest; there was time to measure no other"
     why = "the lowest prediction" if len(tried) > 1 else alone
     if best.bits_per_byte > min(c.bits_per_byte for c in tried):
-        why = "the largest of those that are as good"
+        all_of_it = best.tokens == most_tokens(best.config, text)
+        why = f"the {'smallest' if all_of_it else 'largest'} of those that are as good"
     size = parameters(best.config.model.complete())["total"]
     lines.append(
         f"Chosen: {best.name}, {why}: {size:,} parameters, {best.bits_per_byte:.3f} bits per byte expected from"
@@ -303,7 +274,7 @@ def reasons(
             f"The text is short: to go through it more than {MOST_EPOCHS} times would be to learn it by heart, so this"
             " ends before the minutes are over (--set budget.most_tokens=N to go on)."
         )
-    if too_large and best is tried[-1]:
+    if too_large and best.config.model == tried[-1].config.model:
         lines.append(f"Left out, since a step needs more than the free memory: {', '.join(too_large)}.")
     return lines
 
@@ -333,7 +304,8 @@ def bytes_to_read(
         return None
     rungs = list(candidates(config, vocab_size).values())
     guess = guessed_seconds(rungs[0], peak)
-    slower = (measure_step_seconds(rungs[0], device) or guess) / guess
+    limit = min(0.4 * TRIAL_SHARE * seconds, TRIAL_SECONDS)
+    slower = (measure_step_seconds(rungs[0], device, limit=limit) or guess) / guess
     endless = typical_text(10**12)
     consumed = [int(seconds / (slower * guessed_seconds(rung, peak)) * tokens_per_step(rung)) for rung in rungs]
     bits = [predicted(rung, tokens, endless) for rung, tokens in zip(rungs, consumed)]
@@ -342,16 +314,18 @@ def bytes_to_read(
     return most if most < text_bytes else None
 
 
-def complete(config: RunConfig, rung: Rung, vocab_size: int | None) -> RunConfig:
-    """Fill in what the config leaves open with the rung's numbers, around what is fixed."""
+def complete(config: RunConfig, rung: Rung, vocab_size: int | None, processes: int = 1) -> RunConfig:
+    """Fill in what the config leaves open with the rung's numbers, around what is fixed. A batch is one that so many
+    processes, and micro-batches that were fixed, can share."""
     given = config.model
     sizes: dict[str, Any] = {key: getattr(rung, key) for key in given.missing()}
     if "n_heads" in sizes and given.emb_dim is not None:
         heads = range(max(1, given.emb_dim // 64), 0, -1)
-        sizes["n_heads"] = next(n for n in heads if given.emb_dim % n == 0 and given.emb_dim // n % 2 == 0)
+        sizes["n_heads"] = next((n for n in heads if given.emb_dim % n == 0 and given.emb_dim // n % 2 == 0), 1)
     elif "emb_dim" in sizes and given.n_heads is not None:
         sizes["emb_dim"] = max(1, round(rung.emb_dim / given.n_heads / 2)) * 2 * given.n_heads
     if given.tie_embeddings is None and (given.family == "modern" or config.train.init == "bigram"):
         sizes["tie_embeddings"] = False  # embeddings and head can then begin with counted pairs (LOG.md)
-    train = {} if config.train.batch_size else {"batch_size": rung.batch_size}
+    unit = processes * (config.train.micro_batch_size or 1)
+    train = {} if config.train.batch_size else {"batch_size": unit * max(1, round(rung.batch_size / unit))}
     return changed(config, model=sizes | ({"vocab_size": vocab_size} if vocab_size else {}), train=train)

@@ -15,12 +15,13 @@ from lightwell.runtime.device import Device
 from lightwell.runtime.memory import free_bytes
 from lightwell.runtime.seeds import generator
 from lightwell.runtime.world import World
+from lightwell.training.memory import is_out_of_memory
 from lightwell.training.optimizer import Optimizer
 from lightwell.training.rates import peak_rates
 from lightwell.training.replicas import Replicas
 from lightwell.training.step import train_step
 
-TRIAL_FLOPS = 2e11  # of a first trial step: a second on a laptop
+TRIAL_FLOPS = 2e11  # of a first trial step on a CPU: a second on a laptop
 FEW = 2  # rounds of a batch that is tried in part, after one that warms up
 
 
@@ -55,17 +56,25 @@ class Trial:
 def measure_step_seconds(config: RunConfig, device: Device, rounds: int = 5, limit: float = 20.0) -> float | None:
     """Seconds of one whole step; None where the model is too large to try.
 
-    A batch that would take long is tried in part first; then, on a CPU, whole if it fits into the free memory and will
-    be done within `limit` seconds; if not, a step's time is a line over its sequences, drawn through two numbers of
-    them. A trial is a round that warms up and at least one more; after `limit` seconds no further round begins.
+    On a CPU a batch that would take long is tried in part first; then whole if it fits into the free memory and will be
+    done within `limit` seconds; if not, a step's time is a line over its sequences, drawn through two numbers of them.
+    Elsewhere a micro-batch is tried whole. A trial is a round that warms up and at least one more; after `limit`
+    seconds no further round begins.
     """
     began = time.perf_counter()
     model_config = config.model.complete()
     batch_size = config.train.batch_size or 1
     at_once = min(batch_size, config.train.micro_batch_size or batch_size)
+    if device.kind != "cpu":
+        try:
+            return _usual(config, device, at_once, rounds, limit) * batch_size / at_once
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        device.empty_cache()  # outside of `except`, whose traceback holds on to the trial
+        return None
     per_row = model_config.context_length * flops_per_token(model_config, model_config.context_length)["total"]
-    affordable = max(1, int(TRIAL_FLOPS / per_row))
-    rows = min(at_once, affordable)
+    rows = min(at_once, max(1, int(TRIAL_FLOPS / per_row)))
     free = free_bytes()
 
     def fits(rows: int) -> bool:
@@ -78,7 +87,7 @@ def measure_step_seconds(config: RunConfig, device: Device, rounds: int = 5, lim
         return _usual(config, device, rows, rounds, limit)
     seconds = _usual(config, device, rows, FEW, limit)
     left = limit - (time.perf_counter() - began)
-    has_room = device.kind == "cpu" and free is not None and at_once == batch_size and fits(batch_size)
+    has_room = free is not None and at_once == batch_size and fits(batch_size)
     if has_room and (1 + FEW) * seconds * batch_size / rows < left:
         return _usual(config, device, batch_size, rounds, left)
     fewer = max(1, rows // 2)

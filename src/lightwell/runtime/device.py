@@ -40,6 +40,13 @@ class Device:
         elif self.kind == "mps":
             torch.mps.synchronize()
 
+    def empty_cache(self) -> None:
+        """Give back the device's memory that is kept for later."""
+        if self.kind == "cuda":
+            torch.cuda.empty_cache()
+        elif self.kind == "mps":
+            torch.mps.empty_cache()
+
     def describe(self) -> str:
         name = (
             torch.cuda.get_device_name(self.torch_device)

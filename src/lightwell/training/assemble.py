@@ -12,7 +12,9 @@ from lightwell.config.gpt import ModelConfig
 from lightwell.config.run import RunConfig
 from lightwell.data.batches import Batch, Batches
 from lightwell.data.dataset import Dataset
+from lightwell.data.prefetch import Prefetch
 from lightwell.errors import UserError
+from lightwell.evaluation.copies import SEARCHED
 from lightwell.evaluation.loss import evaluate_stream
 from lightwell.evaluation.report import Evaluation
 from lightwell.model.build import GPT
@@ -31,7 +33,7 @@ from lightwell.runtime.threads import one_thread
 from lightwell.runtime.world import World
 from lightwell.store.checkpoint import Checkpoint
 from lightwell.training.loop import Training
-from lightwell.training.memory import MICRO_BATCH
+from lightwell.training.memory import MICRO_BATCH, is_out_of_memory
 from lightwell.training.optimizer import Optimizer
 from lightwell.training.outcome import outcome_tokens
 from lightwell.training.pace import Pace
@@ -46,7 +48,7 @@ EVALUATIONS = 10  # over a run, unless the config says otherwise
 EVALUATION_SHARE = 0.005  # tokens of each of them, as a share of all tokens trained on
 SLOW_DISK, SLOW_MEMORY = 2e8, 5e9  # bytes per second
 COUNTED, PLACES = 4_000_000, 10_000  # tokens whose pairs are counted, and from how many places of a longer text
-SEARCHED = 5e6  # bytes of training text per second, in which the sample's longest copy is looked for
+SEARCH_SPEED = 5e6  # bytes of training text per second, in which the sample's longest copy is looked for
 
 
 def assemble(
@@ -81,8 +83,10 @@ def assemble(
     optimizer = Optimizer(model, model_config, config.optimizer, peak_rates(config.optimizer, model_config), device)
     batch_size = config.train.batch_size
     assert batch_size is not None, "the planner decides the batch size"
-    batches = Batches(dataset.train, batch_size, model_config.context_length, fold(config.run.seed, "data"))
-    micro_batch_size = config.train.micro_batch_size or rows_each(batch_size, world)
+    in_order = Batches(dataset.train, batch_size, model_config.context_length, fold(config.run.seed, "data"))
+    batches = Prefetch(in_order, pin=True) if device.kind == "cuda" else in_order
+    each = rows_each(batch_size, world)
+    micro_batch_size = config.train.micro_batch_size or each
     tokens_per_step = batch_size * model_config.context_length
 
     state = TrainState()
@@ -136,6 +140,7 @@ def assemble(
         flops_per_token=flops_per_token(model_config, model_config.context_length)["total"],
         observers=observers,
         stop=stop,
+        closing_seconds=closing_seconds(dataset, parameters(model_config)["total"]),
         recorded=sum(decision["step"] < state.step for decision in state.decisions) if checkpoint else 0,
     )
 
@@ -196,20 +201,26 @@ def time_a_step(
 ) -> float:
     """Seconds of a forward and backward pass over a batch: the fastest of some, nothing is updated.
 
-    The update is not in it; the pace measures whole steps as soon as there are some.
+    The update is not in it; the pace measures whole steps as soon as there are some. Where the micro-batch is too large
+    for a device's memory, smaller ones are timed; the step itself will find that out too.
     """
-    fastest = float("inf")
+    times: list[float] = []
     with torch.random.fork_rng(devices=[]):
-        for _ in range(rounds):
+        while len(times) < rounds:
             start = time.perf_counter()
-            for ids, targets in zip(batch.ids.split(micro_batch_size), batch.targets.split(micro_batch_size)):
-                with device.autocast():
-                    loss_sum, _ = replicas.forward(to(ids, device), to(targets, device))
-                loss_sum.backward()
-            device.synchronise()
-            fastest = min(fastest, time.perf_counter() - start)
+            try:
+                for ids, targets in zip(batch.ids.split(micro_batch_size), batch.targets.split(micro_batch_size)):
+                    with device.autocast():
+                        loss_sum, _ = replicas.forward(to(ids, device), to(targets, device))
+                    loss_sum.backward()
+                device.synchronise()
+                times.append(time.perf_counter() - start)
+            except RuntimeError as error:
+                if replicas.kind != "alone" or micro_batch_size == 1 or not is_out_of_memory(error):
+                    raise
+                micro_batch_size = -(-micro_batch_size // 2)
             optimizer.zero_grad()
-    return fastest
+    return min(times)
 
 
 def reserve_seconds(config: RunConfig, pace: Pace, dataset: Dataset, n_parameters: int) -> float:
@@ -220,6 +231,11 @@ def reserve_seconds(config: RunConfig, pace: Pace, dataset: Dataset, n_parameter
     steps = int(60 * (config.budget.minutes or 0) / pace.step_seconds)
     tokens = min(len(dataset.val), outcome_tokens(steps, pace.tokens_per_step))
     tokens += cadence(config, steps, pace.step_seconds, pace.tokens_per_step)["eval_tokens"]
+    return closing_seconds(dataset, n_parameters) + 0.4 * pace.step_seconds / pace.tokens_per_step * tokens
+
+
+def closing_seconds(dataset: Dataset, n_parameters: int) -> float:
+    """Of what follows a run's last step, all that is not an evaluation."""
     weights = 4 * n_parameters
-    files = 2 * 3 * weights / SLOW_DISK + 120 * weights / SLOW_MEMORY + dataset.train.n_bytes / SEARCHED
-    return 1.0 + files + 0.4 * pace.step_seconds / pace.tokens_per_step * tokens
+    searched = dataset.train.n_bytes * min(1, SEARCHED / max(1, len(dataset.train)))
+    return 1.0 + 2 * 3 * weights / SLOW_DISK + 120 * weights / SLOW_MEMORY + searched / SEARCH_SPEED

@@ -17,6 +17,7 @@ import torch
 
 from lightwell.config.run import RunConfig
 from lightwell.data.batches import Batches
+from lightwell.data.prefetch import Prefetch
 from lightwell.evaluation.report import Evaluation
 from lightwell.runtime.device import Device
 from lightwell.runtime.observer import Observer, StepReport
@@ -52,7 +53,7 @@ class Training:
     state: TrainState
     replicas: Replicas
     optimizer: Optimizer
-    batches: Batches
+    batches: Batches | Prefetch
     device: Device
     world: World
     pace: Pace
@@ -69,6 +70,7 @@ class Training:
     unread: list[Unread] = field(default_factory=list)
     recorded: int = 0  # decisions that are in the record
     eval_seconds: float | None = None  # that the last evaluation of `eval_tokens` took
+    closing_seconds: float = 0.0  # kept for what follows the last measurement
 
 
 def run(t: Training) -> str | None:
@@ -186,6 +188,7 @@ def go_back(t: Training) -> str | None:
     failed, decisions = t.state.step, t.state.decisions
     t.unread.clear()
     t.saver.restore(t.state)
+    t.pace.forget()
     t.state.decisions = decisions
     t.state.decide("skip", at=t.state.step, batches=failed - t.state.step, from_step=failed)
     record_decisions(t)

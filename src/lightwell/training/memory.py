@@ -29,13 +29,12 @@ def within_memory(t: Training, step: Callable[[], StepResult]) -> StepResult:
     while True:
         try:
             return step()
-        except torch.OutOfMemoryError:
-            if t.world.size > 1:
+        except RuntimeError as error:
+            if t.world.size > 1 or not is_out_of_memory(error):
                 raise
         # outside of `except`, whose traceback holds on to the tensors of the step
         t.optimizer.zero_grad()
-        if t.device.kind == "cuda":
-            torch.cuda.empty_cache()
+        t.device.empty_cache()
         if t.micro_batch_size == 1:
             raise StoppedEarly(
                 f"stopped at step {t.state.step}: a single sequence does not fit into memory on {t.device.describe()}.",
@@ -43,3 +42,8 @@ def within_memory(t: Training, step: Callable[[], StepResult]) -> StepResult:
             )
         t.micro_batch_size = -(-t.micro_batch_size // 2)
         t.state.decide(MICRO_BATCH, size=t.micro_batch_size)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device's memory was too small: CUDA says so by the error's type, MPS only in words."""
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error)

@@ -55,6 +55,8 @@ class Optimizer:
     def step(self, lr_scale: float, apply: Tensor) -> None:
         """Update every parameter from its `.grad`. Where `apply` (0-D bool, on the device) is False nothing changes:
         neither weights nor moments, and no one waits for the device to find out."""
+        if apply.device.type == "mps" and not apply:  # its fused kernel passes over `found_inf`; this waits
+            return
         for group in self.adamw.param_groups:
             group["lr"] = self.rates.adamw * lr_scale
         for name, p in self.names.items():

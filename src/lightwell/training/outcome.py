@@ -51,9 +51,10 @@ def outcome_tokens(steps: int, tokens_per_step: int) -> int:
 
 def in_time(t: Training, max_tokens: int) -> int:
     """As many of these as fit into what is left of the minutes, going by how long the last evaluation took."""
-    if not t.config.budget.minutes or not t.eval_seconds:
+    extended = t.state.decided("extended") is not None  # then its minutes are long over
+    if not t.config.budget.minutes or not t.eval_seconds or extended:
         return max_tokens
-    left = 60 * t.config.budget.minutes - t.pace.elapsed()
+    left = 60 * t.config.budget.minutes - t.pace.elapsed() - t.closing_seconds
     return min(max_tokens, max(OUTCOME_TOKENS, int(t.eval_tokens * left / t.eval_seconds)))
 
 

@@ -20,7 +20,7 @@ from lightwell.training.state import Decision, TrainState
 
 REPLAN_EVERY = 0.0125  # of the minutes
 TOLERANCE = 0.02  # of the minutes: a miss for which an end is moved though the rate has begun to fall
-RECENT = 6  # re-plannings: speed is measured since the one so long ago, which has evaluations and saves in it
+RECENT = 8  # re-plannings: speed is measured since the one so long ago, a tenth of the minutes, as evaluations come
 
 
 class Pace:
@@ -104,6 +104,10 @@ class Pace:
 
     def seconds_left(self, state: TrainState) -> float:
         return (self.steps(state) - state.step) * self.step_seconds
+
+    def forget(self) -> None:
+        """Steps were taken back: what was measured of them tells nothing of the next ones."""
+        self._marks.clear()
 
     def replan(self, state: TrainState) -> None:
         """After a step: measure, and move the end if the time says so.

@@ -1,0 +1,90 @@
+"""Does it fit into memory? From an estimate, and where that comes near to what is free, from a step in another process.
+
+Nothing is raised on a CPU when memory runs out, so it must be known before. On a GPU something is: training then halves
+its micro-batches (training/memory.py).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from lightwell.config.run import RunConfig, changed
+from lightwell.errors import UserError
+from lightwell.model.count import memory_bytes
+from lightwell.planner.probe import STARTS, peak_of_a_step, rows_at_once
+from lightwell.runtime.device import Device
+from lightwell.runtime.memory import free_bytes
+
+MEMORY_SHARE = 0.6  # of what is free, for the estimate: that is 0.74 to 0.93 of what is measured (LOG.md)
+PROBE_SHARE = 0.3  # of what is free: a larger estimate is checked by a step, where there is time
+
+
+def free_memory(device: Device) -> int | None:
+    """Bytes that may be taken: what machine and cgroup leave free, or the GPU; None where the system does not say."""
+    if device.kind == "cuda":
+        return int(torch.cuda.mem_get_info(device.torch_device)[0])
+    return free_bytes()
+
+
+def split_to_fit(config: RunConfig, free: int | None, device: Device) -> RunConfig | None:
+    """The config with the largest micro-batch whose step stays within a share of the free memory; None if none does.
+
+    Nothing is raised on a CPU when memory runs out, so it must be known before. A micro-batch of the user's stays.
+    """
+    batch_size = config.train.batch_size or 1
+    fixed = config.train.micro_batch_size
+    for rows in [fixed] if fixed else [n for n in range(batch_size, 0, -1) if batch_size % n == 0]:
+        if free is None or needed_bytes(config, rows, device) < MEMORY_SHARE * free:
+            return config if rows in (batch_size, fixed) else changed(config, train={"micro_batch_size": rows})
+    return None
+
+
+def needed_bytes(config: RunConfig, rows: int, device: Device) -> int:
+    """What a step with so many sequences at once takes at its peak."""
+    return memory_bytes(
+        config.model.complete(),
+        rows,
+        dtype_bytes=device.dtype.itemsize,
+        optimizer=config.optimizer.name,
+        checkpoint_activations=config.runtime.checkpoint_activations,
+        accumulate=rows < (config.train.batch_size or 1),
+        device="cuda" if device.kind == "cuda" else "cpu",
+    )["total"]
+
+
+def tried_in_memory(config: RunConfig, device: Device, step_seconds: float, limit: float) -> RunConfig:
+    """The config with smaller micro-batches if a step, made in another process, needs too much memory or kills it.
+
+    Tried twice at most, only on a CPU, and only within `limit` seconds.
+    """
+    free, batch_size = free_memory(device), config.train.batch_size or 1
+    for _ in range(2):
+        rows = rows_at_once(config)
+        long = STARTS + 2 * step_seconds * rows / batch_size
+        little = free is None or needed_bytes(config, rows, device) < PROBE_SHARE * free
+        if device.kind != "cpu" or free is None or little or rows == 1 or long > limit:
+            break
+        taken = peak_of_a_step(config, torch.get_num_threads(), timeout=3 * long)
+        if taken is not None and taken + saving_copy(config) < free:
+            break
+        half = next(n for n in range(rows // 2, 0, -1) if batch_size % n == 0)
+        config = changed(config, train={"micro_batch_size": half})
+        limit -= long
+    return config
+
+
+def saving_copy(config: RunConfig) -> int:
+    """Bytes of the copy of weights and moments that is written to disk while training goes on."""
+    return memory_bytes(config.model.complete(), 1, optimizer=config.optimizer.name)["saving_copy"]
+
+
+def require_memory(config: RunConfig, device: Device) -> None:
+    """Raise UserError for a run that a CPU has no memory for: nothing would, and the system would end the process."""
+    free = free_memory(device)
+    needed = needed_bytes(config, rows_at_once(config), device)
+    if device.kind == "cpu" and free is not None and needed > free:
+        raise UserError(
+            f"expected a step that fits into {free / 1e9:.1f} GB of free memory, got one that needs about"
+            f" {needed / 1e9:.1f} GB.",
+            "Choose a smaller model, train.micro_batch_size=1, or --set runtime.checkpoint_activations=true.",
+        )

@@ -1,0 +1,84 @@
+"""Whether a step fits into memory is asked of a process of its own where the estimate comes near to what is free."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from lightwell.config.run import changed, parse
+from lightwell.planner import fit, probe
+from lightwell.runtime.device import Device
+
+CPU = Device(torch.device("cpu"), torch.float32)
+SMALL = parse(
+    {
+        "model": {"n_layers": 2, "emb_dim": 64, "n_heads": 2, "context_length": 64, "vocab_size": 512},
+        "train": {"batch_size": 12},
+    }
+)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The micro-batches that were tried; each row takes a million bytes."""
+    rows: list[int] = []
+
+    def takes(config, threads, timeout):
+        rows.append(probe.rows_at_once(config))
+        return 10**6 * rows[-1]
+
+    monkeypatch.setattr(fit, "peak_of_a_step", takes)
+    monkeypatch.setattr(fit, "needed_bytes", lambda config, rows, device: 10**6 * rows)
+    monkeypatch.setattr(fit, "saving_copy", lambda config: 0)
+    return rows
+
+
+def free(monkeypatch, n):
+    monkeypatch.setattr(fit, "free_bytes", lambda: n)
+
+
+def test_a_step_that_fits_stays_whole(asked, monkeypatch):
+    free(monkeypatch, 13 * 10**6)
+    assert fit.tried_in_memory(SMALL, CPU, 0.1, limit=30) == SMALL
+    assert asked == [12]
+
+
+def test_one_that_does_not_is_halved_and_tried_again(asked, monkeypatch):
+    free(monkeypatch, 7 * 10**6)
+    assert fit.tried_in_memory(SMALL, CPU, 0.1, limit=30) == changed(SMALL, train={"micro_batch_size": 6})
+    assert asked == [12, 6]
+
+
+def test_nothing_is_tried_where_memory_is_plenty_or_time_is_short(asked, monkeypatch):
+    free(monkeypatch, 10**9)
+    assert fit.tried_in_memory(SMALL, CPU, 0.1, limit=30) == SMALL
+    free(monkeypatch, 7 * 10**6)
+    assert fit.tried_in_memory(SMALL, CPU, 0.1, limit=3) == SMALL
+    free(monkeypatch, None)
+    assert fit.tried_in_memory(SMALL, CPU, 0.1, limit=30) == SMALL
+    assert asked == []
+
+
+def test_a_process_that_dies_of_it_is_an_answer(monkeypatch):
+    monkeypatch.setattr(fit, "peak_of_a_step", lambda *_, **__: None)
+    free(monkeypatch, 100)
+    halved = fit.tried_in_memory(SMALL, CPU, 0.1, limit=30)
+    assert halved.train.micro_batch_size == 3
+
+
+def test_a_real_step_in_a_process_of_its_own_tells_its_memory():
+    few = probe.peak_of_a_step(changed(SMALL, train={"batch_size": 2}), 1, timeout=60)
+    many = probe.peak_of_a_step(changed(SMALL, train={"batch_size": 256}), 1, timeout=60)
+    assert few is not None
+    assert many is not None
+    assert many - few > 100e6  # the logits alone are 33 MB in float32, and so are their gradients
+
+
+def test_a_process_that_the_system_ends_or_that_hangs_tells_nothing(monkeypatch):
+    dies = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+    hangs = [sys.executable, "-c", "import time; time.sleep(60)"]
+    real = subprocess.run
+    for command in (dies, hangs):
+        monkeypatch.setattr(probe.subprocess, "run", lambda _, command=command, **how: real(command, **how))
+        assert probe.peak_of_a_step(SMALL, 1, timeout=2) is None
