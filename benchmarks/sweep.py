@@ -1,0 +1,113 @@
+"""The planner's choice against a sweep of sizes that does not depend on who else uses the machine meanwhile.
+
+    python benchmarks/sweep.py run   --texts FILE ... --minutes 1 --out ROWS.jsonl   # ten minutes per text and minute
+    python benchmarks/sweep.py table --out ROWS.jsonl
+
+`run`: a step of each size is timed (its least time, two threads), and the model trained on one thread for the tokens
+that the minutes would then have on a quiet machine. Rows that are there are not made again. `table`: the rung of the
+ladder that the law would choose from these tokens, against the best of all sizes, and how far off its prediction is.
+`planner.py --sweep` does the same by the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import law
+import small_runs
+from lightwell.model.count import parameters_of_blocks
+from lightwell.planner.choose import CLOSE, OVERHEAD, choose_vocab_size
+from lightwell.planner.predict import predict_bits_per_byte
+from lightwell.planner.step_time import Trial
+from lightwell.runtime.allocator import keep_freed_memory
+from lightwell.runtime.device import choose_device
+
+LADDER = ("2x64@128", "3x96@128", "4x128@128", "4x192@128", "5x256@128", "6x320@256")  # the planner's, in part
+SIZES = (*LADDER[:3], "6x128@128", *LADDER[3:5], "5x256@256", LADDER[5])
+SETUP = 8.0  # seconds of the minutes that are gone before the first step
+TIMED = 4.0  # seconds in which a size is timed
+
+
+def run(texts: list[Path], minutes: float, sizes: list[str], out: Path) -> None:
+    keep_freed_memory()
+    rows = read(out)
+    work = out.parent / (out.stem + "-data")
+    for text in texts:
+        val = text.with_name(f"{text.stem}-val.txt")
+        vocab_size = choose_vocab_size(text.stat().st_size, 60 * minutes)
+        dataset = small_runs.dataset_of(text, work, vocab_size, val if val.exists() else None)
+        for size in sizes:
+            if any((row["text"], row["size"], row["minutes"]) == (text.stem, size, minutes) for row in rows):
+                continue
+            config = small_runs.config_of(size, dataset)
+            torch.set_num_threads(2)
+            tokens = int((1 - OVERHEAD) * (60 * minutes - SETUP) * rate(config))
+            torch.set_num_threads(1)
+            row = {"text": text.stem, "minutes": minutes, "size": size, **law.features(dataset)}
+            row |= {"in_blocks": parameters_of_blocks(config.model.complete())}
+            row |= small_runs.train(dataset, config, tokens, eval_tokens=law.HELD_OUT)
+            with open(out, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            print(json.dumps(row), flush=True)
+
+
+def rate(config: Any) -> float:
+    """Tokens per second of a step, the fastest of some."""
+    trial = Trial(config, choose_device("cpu"), config.train.batch_size)
+    began, times = time.perf_counter(), [trial.step(), trial.step()]
+    while time.perf_counter() - began < TIMED:
+        times.append(trial.step())
+    return trial.tokens / min(times[1:])
+
+
+def read(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+
+
+def table(out: Path) -> None:
+    rows = read(out)
+    print("| text | minutes | chosen | bits per byte | predicted | off | best | bits per byte | chosen over best |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for text, minutes in dict.fromkeys((row["text"], row["minutes"]) for row in rows):
+        mine = [row for row in rows if (row["text"], row["minutes"]) == (text, minutes)]
+        says = {row["size"]: predict_bits_per_byte(row["in_blocks"], row["tokens"], law.text_of(row)) for row in mine}
+        rungs = [row for size in LADDER for row in mine if row["size"] == size]
+        lowest = min(says[row["size"]] for row in rungs)
+        chosen = [row for row in rungs if says[row["size"]] <= CLOSE * lowest][-1]
+        best = min(mine, key=lambda row: row["bits_per_byte"])
+        bits, expected = chosen["bits_per_byte"], says[chosen["size"]]
+        print(
+            f"| {text} | {minutes:g} | {chosen['size']} | {bits:.3f} | {expected:.3f} | {bits / expected - 1:+.1%}"
+            f" | {best['size']} | {best['bits_per_byte']:.3f} | {bits / best['bits_per_byte'] - 1:+.1%} |"
+        )
+    print("\n| text | minutes | size | tokens | bits per byte | the law says |\n|---|---|---|---|---|---|")
+    for row in rows:
+        expected = predict_bits_per_byte(row["in_blocks"], row["tokens"], law.text_of(row))
+        print(
+            f"| {row['text']} | {row['minutes']:g} | {row['size']} | {row['tokens']:,} | {row['bits_per_byte']:.3f}"
+            f" | {expected:.3f} |"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["run", "table"])
+    parser.add_argument("--texts", type=Path, nargs="+", default=[])
+    parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--sizes", nargs="+", default=list(SIZES))
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    if args.what == "run":
+        run(args.texts, args.minutes, args.sizes, args.out)
+    else:
+        table(args.out)
+
+
+if __name__ == "__main__":
+    main()
