@@ -48,7 +48,7 @@ class ConfigError(UserError):
     def __init__(self, problems: list[tuple[str, str]], hint: str = "") -> None:
         lines = [f"{key}: {sentence}" if key else sentence for key, sentence in problems]
         count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
-        body = lines[0] if len(lines) == 1 else "".join(f"\n  - {line}" for line in lines)
+        body = f"{lines[0].rstrip('.')}." if len(lines) == 1 else "".join(f"\n  - {line}" for line in lines)
         super().__init__(f"{count} in the config: {body}", hint)
         self.problems = problems
 

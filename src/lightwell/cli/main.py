@@ -147,7 +147,8 @@ def fail(kind: str, message: str, hint: str, code: int, as_json: bool, details: 
             )
         )
     else:
-        print(f"lightwell: {message} {hint}".rstrip(), file=sys.stderr)
+        between = "\n" if "\n" in message else " "
+        print(f"lightwell: {message}{between}{hint}".rstrip(), file=sys.stderr)
     return code
 
 
