@@ -31,7 +31,7 @@ from lightwell.training.replicas import Replicas
 from lightwell.training.schedule import lr_scale
 from lightwell.training.step import train_step
 
-HEADS = {64: 2, 96: 3, 128: 4, 192: 3, 256: 4, 320: 5}  # by width, as on the planner's ladder
+HEADS = {64: 2, 96: 3, 128: 4, 192: 3, 256: 4, 320: 5, 384: 6, 512: 8}  # by width, as on the planner's ladder
 
 
 def dataset_of(text: Path, folder: Path, vocab_size: int, val: Path | None = None) -> Dataset:

@@ -28,8 +28,8 @@ from lightwell.planner.step_time import Trial
 from lightwell.runtime.allocator import keep_freed_memory
 from lightwell.runtime.device import choose_device
 
-LADDER = ("2x64@128", "3x96@128", "4x128@128", "4x192@128", "5x256@128", "6x320@256")  # the planner's, in part
-SIZES = (*LADDER[:3], "6x128@128", *LADDER[3:5], "5x256@256", LADDER[5])
+LADDER = ("2x64@128", "2x128@128", "2x192@128", "2x256@128", "3x256@128", "3x384@256")  # the planner's, in part
+SIZES = (*LADDER, "3x96@128", "4x128@128", "4x192@128", "5x256@256")
 SETUP = 8.0  # seconds of the minutes that are gone before the first step
 TIMED = 4.0  # seconds in which a size is timed
 

@@ -45,15 +45,16 @@ class Rung:
     batch_size: int
 
 
+# Wide and shallow at first: what two layers can learn comes long before what more would add, and two can copy (LOG.md).
 LADDER = (
     Rung(64, 2, 2, 128, 16),
-    Rung(96, 3, 3, 128, 16),
-    Rung(128, 4, 4, 128, 16),
-    Rung(192, 4, 3, 128, 16),
-    Rung(256, 5, 4, 128, 16),
-    Rung(320, 6, 5, 256, 16),
-    Rung(448, 8, 7, 256, 32),
-    Rung(640, 10, 10, 512, 32),
+    Rung(128, 2, 4, 128, 16),
+    Rung(192, 2, 3, 128, 16),
+    Rung(256, 2, 4, 128, 16),
+    Rung(256, 3, 4, 128, 16),
+    Rung(384, 3, 6, 256, 16),
+    Rung(512, 4, 8, 256, 32),
+    Rung(640, 8, 10, 512, 32),
     Rung(768, 14, 12, 1024, 64),
 )
 
