@@ -51,8 +51,7 @@ def features(dataset: Any) -> dict[str, float]:
 
 def run(texts: list[Path], points: list[tuple[str, int]], out: Path, only: str | None) -> None:
     small_runs.one_thread()
-    known = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
-    made = {(row["text"], row["size"], row["asked"]) for row in known}
+    made = {(row["text"], row["size"], row["asked"]) for row in read(out)}
     work = out.parent / (out.stem + "-data")
     for size, tokens in points:
         for text in texts:
@@ -63,12 +62,23 @@ def run(texts: list[Path], points: list[tuple[str, int]], out: Path, only: str |
                 text, work, choose_vocab_size(text.stat().st_size, SECONDS), val if val.exists() else None
             )
             config = small_runs.config_of(size, dataset)
-            row = {"text": text.stem, "size": size, "asked": tokens, **features(dataset)}
-            row |= {"in_blocks": parameters_of_blocks(config.model.complete())}
-            row |= small_runs.train(dataset, config, tokens, eval_tokens=HELD_OUT)
-            with open(out, "a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-            print(json.dumps(row), flush=True)
+            add(out, {"text": text.stem, "size": size, "asked": tokens, **point(dataset, config, tokens)})
+
+
+def point(dataset: Any, config: Any, tokens: int) -> dict[str, Any]:
+    """What the planner can know of a run beforehand, and what came of it."""
+    before = features(dataset) | {"in_blocks": parameters_of_blocks(config.model.complete())}
+    return before | small_runs.train(dataset, config, tokens, eval_tokens=HELD_OUT)
+
+
+def read(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+
+
+def add(out: Path, row: dict[str, Any]) -> None:
+    with open(out, "a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+    print(json.dumps(row), flush=True)
 
 
 def law(constants: Tensor, rows: list[dict[str, Any]]) -> Tensor:
@@ -124,8 +134,9 @@ def off(constants: Tensor, rows: list[dict[str, Any]]) -> list[float]:
 
 
 def fit(out: Path) -> None:
-    made = [json.loads(line) for line in out.read_text().splitlines()]
-    rows = [row for row in made if row["tokens"] < (MOST_EPOCHS + 1) * row["unique_tokens"]]  # as the planner has it
+    rows = [
+        row for row in read(out) if row["tokens"] < (MOST_EPOCHS + 1) * row["unique_tokens"]
+    ]  # as the planner has it
     constants = fitted(rows)
     delta, kappa, gamma, *others = constants.tolist()
     E, A, B, alpha, beta = map(math.exp, others)

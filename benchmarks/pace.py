@@ -47,7 +47,7 @@ class Clock:
 def run(minutes: float, seed: int) -> tuple[float, int]:
     """How far from the minutes it ended, as a share of them, and after how many steps."""
     total = 60 * minutes
-    clock = paced.time = Clock(seed)  # type: ignore[assignment]
+    clock = paced.time = Clock(seed)
     clock.work(SETUP)
     before = clock.now
     clock.work(total / STEPS)

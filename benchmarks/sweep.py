@@ -12,7 +12,6 @@ ladder that the law would choose from these tokens, against the best of all size
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ import torch
 
 import law
 import small_runs
-from lightwell.model.count import parameters_of_blocks
 from lightwell.planner.choose import CLOSE, OVERHEAD, choose_vocab_size
 from lightwell.planner.predict import predict_bits_per_byte
 from lightwell.planner.step_time import Trial
@@ -36,7 +34,7 @@ TIMED = 4.0  # seconds in which a size is timed
 
 def run(texts: list[Path], minutes: float, sizes: list[str], out: Path) -> None:
     keep_freed_memory()
-    rows = read(out)
+    rows = law.read(out)
     work = out.parent / (out.stem + "-data")
     for text in texts:
         val = text.with_name(f"{text.stem}-val.txt")
@@ -49,12 +47,7 @@ def run(texts: list[Path], minutes: float, sizes: list[str], out: Path) -> None:
             torch.set_num_threads(2)
             tokens = int((1 - OVERHEAD) * (60 * minutes - SETUP) * rate(config))
             torch.set_num_threads(1)
-            row = {"text": text.stem, "minutes": minutes, "size": size, **law.features(dataset)}
-            row |= {"in_blocks": parameters_of_blocks(config.model.complete())}
-            row |= small_runs.train(dataset, config, tokens, eval_tokens=law.HELD_OUT)
-            with open(out, "a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-            print(json.dumps(row), flush=True)
+            law.add(out, {"text": text.stem, "minutes": minutes, "size": size, **law.point(dataset, config, tokens)})
 
 
 def rate(config: Any) -> float:
@@ -66,12 +59,8 @@ def rate(config: Any) -> float:
     return trial.tokens / min(times[1:])
 
 
-def read(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
-
-
 def table(out: Path) -> None:
-    rows = read(out)
+    rows = law.read(out)
     print("| text | minutes | chosen | bits per byte | predicted | off | best | bits per byte | chosen over best |")
     print("|---|---|---|---|---|---|---|---|---|")
     for text, minutes in dict.fromkeys((row["text"], row["minutes"]) for row in rows):

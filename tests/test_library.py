@@ -40,7 +40,7 @@ def test_of_a_long_text_pieces_are_searched_and_no_copy_reaches_over_two(run, mo
     assert 100 < len(longest_copy_from(run, passage)) <= 200, "twenty pieces of 200 bytes"
 
 
-def test_a_plan_looks_at_the_text_and_expects_what_pretrain_would(run, tmp_path):
+def test_a_plan_looks_at_the_text_that_is_named(tmp_path):
     text = tmp_path / "numbers.txt"
     text.write_text("".join(f"{n} and {n * n}\n" for n in range(30_000)))
     found = plan_summary(text, minutes=0.2)

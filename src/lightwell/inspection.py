@@ -32,7 +32,7 @@ from lightwell.config.presets import preset as read_preset
 from lightwell.config.run import RunConfig, changed, parse, to_raw
 from lightwell.data.dataset import Dataset, is_dataset, open_dataset
 from lightwell.data.prepare import prepare
-from lightwell.data.sources import collect, standard_library
+from lightwell.data.sources import collect
 from lightwell.errors import RunError, UserError
 from lightwell.model.build import GPT
 from lightwell.model.count import flops_per_token, memory_bytes, parameters
@@ -258,7 +258,7 @@ def _planned(config: RunConfig, asked: Request, device: Device, progress: Progre
     if asked.text and len(asked.text) == 1 and is_dataset(Path(asked.text[0])):
         return plan_run(config, open_dataset(Path(asked.text[0])), device, None, peak, began), peak
     has_text = bool(asked.text) or config.model.missing()
-    n_bytes = collect(as_paths(asked.text) if asked.text else standard_library()).n_bytes if has_text else 10**9
+    n_bytes = collect(as_paths(asked.text)).n_bytes if has_text else 10**9
     n_bytes = min(n_bytes, config.data.limit_bytes or n_bytes)
     minutes = config.budget.minutes
     if has_text and minutes:

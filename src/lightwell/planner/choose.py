@@ -29,7 +29,7 @@ OVERHEAD = 0.25
 LEAST_READ = 4_000_000  # bytes, however little the machine seems to do just now
 READ_AHEAD = 1.5  # times the text that the budget can consume is prepared
 MOST_EPOCHS = 3  # times that a text is gone through: more would be learning it by heart (LOG.md)
-NEARLY = 1.02  # a model that may turn out to be the best, when there is little to tell by
+NEARLY = 1.015  # a model that may turn out to be the best, when there is little to tell by
 LEAST_STEPS = 100  # in which a model can begin to learn, where the batch is open
 CLOSE = 1.003  # predictions that differ by less are taken as equal: then the larger model (LOG.md)
 

@@ -45,13 +45,13 @@ class Replicas:
 
     def clip_gradients(self, largest: float) -> Tensor:
         """Scale all gradients so that their joint norm is at most `largest` (0: leave them); their norm before."""
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         foreach = next(self.model.parameters()).device.type != "mps" or None  # MPS has no kernel for many at once
-        norm = get_total_norm([p.grad for p in parameters], foreach=foreach)  # type: ignore[misc]
+        norm = get_total_norm(gradients, foreach=foreach)
         if is_sharded(norm):  # each process saw its own part
             norm = norm.full_tensor()  # type: ignore[attr-defined]
         if largest > 0:
-            clip_grads_with_norm_(parameters, largest, norm, foreach=foreach)
+            clip_grads_with_norm_(self.model.parameters(), largest, norm, foreach=foreach)
         return norm
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
