@@ -16,6 +16,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,7 +34,7 @@ from lightwell.glass.pulse import Pulse
 from lightwell.model.build import GPT
 from lightwell.model.init import initialise
 from lightwell.runtime.device import choose_device
-from lightwell.training.optimizer import Optimizer, Rates
+from lightwell.training.optimizer import Optimizer
 from lightwell.training.rates import peak_rates
 from lightwell.training.schedule import lr_scale
 
@@ -202,7 +203,7 @@ def run(name: str, seed: int, steps: int = STEPS) -> Readings:
     model = condition.model(seed).train()
     model_config = GPTConfig(**SIZES) if condition.family != "nano" else ModernConfig(**SIZES)
     peak = peak_rates(config.optimizer, model_config)
-    rates = Rates(peak.adamw * condition.rate, peak.adamw_decay, peak.muon * condition.rate, peak.muon_decay)
+    rates = replace(peak, adamw=peak.adamw * condition.rate, muon=peak.muon * condition.rate)
     optimizer = Optimizer(model, model_config, config.optimizer, rates, choose_device("cpu"))
     layers: list[tuple[int, str, str, float]] = []
     pulse = Pulse(lambda step, rows: layers.extend((step, *row) for row in rows), every=PULSE)

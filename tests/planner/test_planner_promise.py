@@ -68,6 +68,7 @@ def test_the_best_checkpoint_is_what_the_run_gives_afterwards(tmp_path):
         settings=[
             "model.tie_embeddings=true",  # from there it can only go down for a moment
             "optimizer.learning_rate=3.0",
+            "optimizer.beta1=0.9",
             "optimizer.muon_learning_rate=3.0",
             "train.eval_every=3",
             "schedule.name=constant",

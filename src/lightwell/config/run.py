@@ -88,7 +88,7 @@ class OptimizerSection(Strict):
     learning_rate: Positive | None = None  # AdamW's peak rate; left out: a rule of the width
     muon_learning_rate: Positive | None = None  # Muon's peak rate; left out: a rule
     weight_decay: NonNegative | None = None  # on matrices only; left out: a rule
-    beta1: Rate = 0.9
+    beta1: Rate | None = None  # AdamW's; left out: 0.8 beside Muon, 0.9 alone
     beta2: Rate = 0.95
     eps: Positive = 1e-8
     momentum: Rate = 0.9  # Muon's

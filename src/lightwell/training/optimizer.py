@@ -21,10 +21,14 @@ from lightwell.training.sharding import local, part_of, whole
 
 @dataclass(frozen=True)
 class Rates:
-    """Peak learning rates and weight decays, decided: `adamw` per optimizer step, `muon` in units of its update."""
+    """Peak learning rates and weight decays, decided: `adamw` per optimizer step, `muon` in units of its update.
+
+    beta1: AdamW's momentum.
+    """
 
     adamw: float
     adamw_decay: float
+    beta1: float = 0.9
     muon: float = 0.0
     muon_decay: float = 0.0
 
@@ -49,7 +53,7 @@ class Optimizer:
             {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
         ]
         self.adamw = torch.optim.AdamW(
-            groups, lr=rates.adamw, betas=(section.beta1, section.beta2), eps=section.eps, fused=True
+            groups, lr=rates.adamw, betas=(rates.beta1, section.beta2), eps=section.eps, fused=True
         )
 
     def step(self, lr_scale: float, apply: Tensor) -> None:

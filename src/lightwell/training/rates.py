@@ -19,10 +19,11 @@ def peak_rates(section: OptimizerSection, model: ModelConfig) -> Rates:
     if section.name == "adamw":
         rate = section.learning_rate or min(3e-3, 0.05 / model.emb_dim**0.5)
         decay = 0.1 if section.weight_decay is None else section.weight_decay
-        return Rates(adamw=rate, adamw_decay=decay)
+        return Rates(adamw=rate, adamw_decay=decay, beta1=0.9 if section.beta1 is None else section.beta1)
     return Rates(
-        adamw=section.learning_rate or 0.005 * (128 / model.emb_dim) ** 0.5,
+        adamw=section.learning_rate or 0.0125 * (128 / model.emb_dim) ** 0.5,
         adamw_decay=0.0,
+        beta1=0.8 if section.beta1 is None else section.beta1,
         muon=section.muon_learning_rate or 0.02,
         muon_decay=0.0 if section.weight_decay is None else section.weight_decay,
     )
