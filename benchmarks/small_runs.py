@@ -6,7 +6,6 @@ It uses the real step, optimizer, batches and evaluation, without checkpoints or
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,22 +15,17 @@ import torch
 from torch import nn
 
 from lightwell.config.run import RunConfig, parse
-from lightwell.data.batches import Batches
+from lightwell.data.batches import Batch
 from lightwell.data.dataset import Dataset, open_dataset
 from lightwell.data.prepare import prepare
-from lightwell.evaluation.loss import evaluate_stream
 from lightwell.model.count import parameters
-from lightwell.runtime.device import Device, choose_device
-from lightwell.runtime.seeds import fold
-from lightwell.runtime.world import World
-from lightwell.training.assemble import new_model
-from lightwell.training.optimizer import Optimizer
-from lightwell.training.rates import peak_rates
+from lightwell.planner.choose import tokens_per_step, with_rate
+from lightwell.runtime.device import choose_device
+from lightwell.training.pilot import run_pilot, steps_of
 from lightwell.training.replicas import Replicas
-from lightwell.training.schedule import lr_scale
-from lightwell.training.step import train_step
 
-HEADS = {64: 2, 96: 3, 128: 4, 192: 3, 256: 4, 320: 5, 384: 6, 512: 8}  # by width, as on the planner's ladder
+# by width, as on the ladder
+HEADS = {64: 2, 96: 3, 128: 4, 192: 3, 256: 4, 320: 5, 384: 6, 448: 7, 512: 8, 640: 10, 768: 12}
 
 
 def dataset_of(text: Path, folder: Path, vocab_size: int, val: Path | None = None) -> Dataset:
@@ -43,20 +37,22 @@ def dataset_of(text: Path, folder: Path, vocab_size: int, val: Path | None = Non
 
 
 def config_of(size: str, dataset: Dataset, **sections: dict[str, Any]) -> RunConfig:
-    """A complete config: `sections` over the recipe. `size`: layers x width @ context, as in "4x128@64"."""
-    shape, context_length = size.split("@")
+    """A complete config: `sections` over the recipe. `size`: layers x width @ context x batch, as in "4x128@64x16"; the
+    batch may be left out."""
+    shape, place = size.split("@")
     layers, width = map(int, shape.split("x"))
+    context_length, *batch = map(int, place.split("x"))
     model: dict[str, Any] = {
         "n_layers": layers,
         "emb_dim": width,
         "n_heads": HEADS[width],
-        "context_length": int(context_length),
+        "context_length": context_length,
     }
     given = sections.get("model", {})
     if given.get("family") != "gpt2":
         model["tie_embeddings"] = False  # as the planner has it
     sections["model"] = model | {"vocab_size": dataset.tokenizer.vocab_size} | given
-    sections["train"] = {"batch_size": 16} | sections.get("train", {})
+    sections["train"] = {"batch_size": batch[0] if batch else 16} | sections.get("train", {})
     return parse(sections)
 
 
@@ -70,35 +66,25 @@ def train(
     mask_documents: bool = False,
 ) -> dict[str, Any]:
     """Train for so many tokens and measure the held-out part. `change` gets the new model before the first step."""
-    device: Device = choose_device(config.runtime.device, config.runtime.dtype)
-    sizes, world, seed = config.model.complete(), World(), config.run.seed
-    model = new_model(sizes, config, device, dataset)
-    if change is not None:
-        change(model)
-    replicas = Replicas(model, world)
-    optimizer = Optimizer(model, sizes, config.optimizer, peak_rates(config.optimizer, sizes), device)
-    batch_size = config.train.batch_size or 1
-    batches = Batches(dataset.train, batch_size, sizes.context_length, fold(seed, "data"))
-    steps = math.ceil(tokens / (batch_size * sizes.context_length))
+    device = choose_device(config.runtime.device, config.runtime.dtype)
+    config = with_rate(config, tokens, len(dataset.train))
+
+    def mask(replicas: Replicas, batch: Batch) -> None:
+        model, documents = replicas.model, batch.documents
+        replicas.forward = lambda ids, targets: model(ids, targets, documents=documents)
+
     began = time.perf_counter()
-    for step in range(steps):
-        batch = batches.batch(step)
-        if mask_documents:
-            documents = batch.documents
-            replicas.forward = lambda ids, targets, documents=documents: model(ids, targets, documents=documents)
-        train_step(
-            replicas, optimizer, batch, micro_batch_size=batch_size, lr_scale=lr_scale(step, steps, config.schedule),
-            clip=config.train.clip, seed=seed, step=step, device=device, world=world,
-        )  # fmt: skip
-    seconds = time.perf_counter() - began
-    with device.autocast():
-        found = evaluate_stream(model, dataset.val, dataset.tokenizer, max_tokens=eval_tokens)
+    found = run_pilot(
+        dataset, config, tokens, device, eval_tokens=eval_tokens, change=change,
+        before_step=mask if mask_documents else None,
+    )  # fmt: skip
+    assert found is not None, "no limit was set"
     return {
-        "parameters": parameters(sizes)["total"],
-        "tokens": steps * batch_size * sizes.context_length,
+        "parameters": parameters(config.model.complete())["total"],
+        "tokens": steps_of(config, tokens) * tokens_per_step(config),
         "bits_per_byte": round(found.bits_per_byte, 4),
         "standard_error": found.standard_error,
-        "seconds": round(seconds, 1),
+        "seconds": round(time.perf_counter() - began, 1),
     }
 
 

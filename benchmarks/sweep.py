@@ -20,14 +20,15 @@ import torch
 
 import law
 import small_runs
+from lightwell.planner import choose
 from lightwell.planner.choose import CLOSE, OVERHEAD, choose_vocab_size
 from lightwell.planner.predict import predict_bits_per_byte
 from lightwell.planner.step_time import Trial
 from lightwell.runtime.allocator import keep_freed_memory
 from lightwell.runtime.device import choose_device
 
-LADDER = ("2x64@128", "2x128@128", "2x192@128", "2x256@128", "3x256@128", "3x384@256")  # the planner's, in part
-SIZES = (*LADDER, "3x96@128", "4x128@128", "4x192@128", "5x256@256")
+LADDER = tuple(f"{r.n_layers}x{r.emb_dim}@{r.context_length}x{r.batch_size}" for r in choose.LADDER[:7])
+SIZES = (*LADDER, "3x96@128x16", "4x128@128x16", "5x256@256x16")
 SETUP = 8.0  # seconds of the minutes that are gone before the first step
 TIMED = 4.0  # seconds in which a size is timed
 

@@ -41,9 +41,9 @@ from lightwell.model.build import GPT
 from lightwell.model.count import parameters
 from lightwell.model.gpt2 import GPT2
 from lightwell.model.modern import Modern
-from lightwell.planner.choose import Choice, bytes_to_read, choose, choose_vocab_size
+from lightwell.planner.choose import LONG, Choice, bytes_to_read, choose, choose_vocab_size, with_rate
 from lightwell.planner.fit import require_memory
-from lightwell.planner.text import describe as describe_text
+from lightwell.planner.pilot import look_at
 from lightwell.runtime.device import Device, choose_device
 from lightwell.runtime.observer import Observer
 from lightwell.runtime.peak import measure_peak_flops
@@ -625,16 +625,21 @@ def plan_run(
     if parent:
         tied = parent.model_config.tie_embeddings  # which older runs do not name
         config = changed(config, model=parent.config.model.model_dump() | {"tie_embeddings": tied})
+        config = with_rate(config, LONG, LONG)  # its embeddings have learned already
     if config.model.vocab_size is not None and vocab_size > config.model.vocab_size:
         raise UserError(
             f"expected a vocabulary of at most {config.model.vocab_size} tokens, got a tokenizer of {vocab_size}.",
             "Leave model.vocab_size out, and the tokenizer decides.",
         )
-    seconds = max(1.0, 60 * config.budget.minutes - (time.perf_counter() - began)) if config.budget.minutes else None
-    return choose(
-        changed(config, model={"vocab_size": vocab_size}), vocab_size, describe_text(dataset), device, peak, seconds,
-        processes,
-    )  # fmt: skip
+    text = look_at(dataset, device, seconds_left(config, began))
+    config = changed(config, model={"vocab_size": vocab_size})
+    return choose(config, vocab_size, text, device, peak, seconds_left(config, began), processes)
+
+
+def seconds_left(config: RunConfig, began: float) -> float | None:
+    """Of a budget of minutes that began at `began`; None for another budget."""
+    minutes = config.budget.minutes
+    return max(1.0, 60 * minutes - (time.perf_counter() - began)) if minutes else None
 
 
 def make_run_folder(path: Path) -> None:

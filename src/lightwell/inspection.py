@@ -24,6 +24,7 @@ from lightwell.api import (
     plan_run,
     quiet,
     read_request,
+    seconds_left,
     set_threads,
     with_budget,
 )
@@ -37,9 +38,10 @@ from lightwell.errors import RunError, UserError
 from lightwell.model.build import GPT
 from lightwell.model.count import flops_per_token, memory_bytes, parameters
 from lightwell.planner.choose import Choice, choose, choose_vocab_size
+from lightwell.planner.pilot import look_at
 from lightwell.planner.shelf import explain_keys
 from lightwell.planner.step_time import measure_step_seconds
-from lightwell.planner.text import describe, typical_text
+from lightwell.planner.text import typical_text
 from lightwell.runtime.device import Device, choose_device
 from lightwell.runtime.peak import measure_peak_flops
 from lightwell.store.checkpoint import write_checkpoint
@@ -266,11 +268,10 @@ def _planned(config: RunConfig, asked: Request, device: Device, progress: Progre
         part = changed(config, data={"limit_bytes": read})
         with tempfile.TemporaryDirectory() as parent:
             dataset = open_or_prepare(asked.text, Path(parent), part, device, None, peak, quiet, progress)
-            text, vocab_size = describe(dataset), dataset.tokenizer.vocab_size
+            text, vocab_size = look_at(dataset, device, seconds_left(config, began)), dataset.tokenizer.vocab_size
         text = replace(text, tokens=int(text.tokens * n_bytes / read))
         config = changed(config, model={"vocab_size": config.model.vocab_size or vocab_size})
-        seconds = max(1.0, 60 * minutes - (time.perf_counter() - began))
-        return choose(config, vocab_size, text, device, peak, seconds), peak
+        return choose(config, vocab_size, text, device, peak, seconds_left(config, began)), peak
     vocab_size = config.model.vocab_size or choose_vocab_size(n_bytes, None)
     text = typical_text(max(1, n_bytes // 3))  # about three bytes a token
     choice = choose(

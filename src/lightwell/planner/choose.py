@@ -20,10 +20,12 @@ from lightwell.planner.compiling import try_compile
 from lightwell.planner.fit import free_memory, split_to_fit, tried_in_memory
 from lightwell.planner.predict import predict_bits_per_byte
 from lightwell.planner.step_time import measure_step_seconds
-from lightwell.planner.text import Text, typical_text
+from lightwell.planner.text import PILOT_TOKENS, Text, typical_text
 from lightwell.runtime.device import Device
+from lightwell.training.rates import rate_beside_muon
 
-TRIAL_SHARE, TRIAL_SECONDS = 0.05, 30.0  # of the budget, for timing candidates: whichever is less
+TRIAL_SHARE, TRIAL_SECONDS = 0.05, 30.0  # of the budget, for a pilot and for timing candidates: whichever is less
+PILOT_SHARE = 0.7  # of that, for the pilot
 # Of the time goes to these trials, to evaluations, samples and saves, and to a run's steps being slower than a trial's.
 OVERHEAD = 0.25
 LEAST_READ = 4_000_000  # bytes, however little the machine seems to do just now
@@ -31,6 +33,7 @@ READ_AHEAD = 1.5  # times the text that the budget can consume is prepared
 MOST_EPOCHS = 3  # times that a text is gone through: more would be learning it by heart (LOG.md)
 NEARLY = 1.015  # a model that may turn out to be the best, when there is little to tell by
 LEAST_STEPS = 100  # in which a model can begin to learn, where the batch is open
+LONG = 10**9  # tokens of a run after which rates change no more
 CLOSE = 1.003  # predictions that differ by less are taken as equal: then the larger model (LOG.md)
 
 
@@ -45,15 +48,17 @@ class Rung:
     batch_size: int
 
 
-# Wide and shallow at first: what two layers can learn comes long before what more would add, and two can copy (LOG.md).
+# Wide and shallow at first: what two layers can learn comes long before what more would add, and two can copy. 256
+# tokens, not 128, from the second rung on: more to copy from, and fewer updates for as many tokens (LOG.md).
 LADDER = (
     Rung(64, 2, 2, 128, 16),
-    Rung(128, 2, 4, 128, 16),
-    Rung(192, 2, 3, 128, 16),
-    Rung(256, 2, 4, 128, 16),
-    Rung(256, 3, 4, 128, 16),
+    Rung(128, 2, 4, 256, 16),
+    Rung(192, 2, 3, 256, 16),
+    Rung(256, 2, 4, 256, 16),
+    Rung(256, 3, 4, 256, 16),
     Rung(384, 3, 6, 256, 16),
-    Rung(512, 4, 8, 256, 32),
+    Rung(512, 3, 8, 256, 16),
+    Rung(640, 4, 10, 256, 32),
     Rung(640, 8, 10, 512, 32),
     Rung(768, 14, 12, 1024, 64),
 )
@@ -100,7 +105,8 @@ def choose(
         name, chosen = list(rungs.items())[min(2, len(rungs) - 1)]
         tokens = config.budget.tokens or (config.budget.steps or 0) * tokens_per_step(chosen)
         bits = predicted(chosen, tokens, text)
-        return Choice(chosen, [], {"bits_per_byte": bits, "tokens": tokens, "candidates": {name: bits}})
+        expected = {"bits_per_byte": bits, "tokens": tokens, "candidates": {name: bits}}
+        return Choice(with_rate(chosen, tokens, text.tokens), [], expected)
     tried = climb(rungs, text, device, peak, seconds, processes)
     if not tried:  # a single model, as fixed by the user, that is too large to try
         return Choice(next(iter(rungs.values())), ["Nothing was measured: a step does not fit into the free memory."])
@@ -118,7 +124,9 @@ def choose(
         best = candidate(best.name, best.config, compiled.step_seconds, text, seconds)
     return Choice(
         changed(
-            best.config, budget={"most_tokens": most_tokens(best.config, text)}, runtime={"compile": compiled.pays}
+            with_rate(best.config, best.tokens, text.tokens),
+            budget={"most_tokens": most_tokens(best.config, text)},
+            runtime={"compile": compiled.pays},
         ),
         reasons(best, tried, len(rungs), list(possible)[len(rungs) :], text, peak) + compiled.reasons,
         {
@@ -153,6 +161,14 @@ def name_of(config: RunConfig) -> str:
     return f"{model.n_layers} x {model.emb_dim} at {model.context_length} x {config.train.batch_size}"
 
 
+def with_rate(config: RunConfig, tokens: int, unique: int) -> RunConfig:
+    """With AdamW's rate beside Muon for a run of so many tokens, `unique` of them different, where it is open."""
+    if config.optimizer.name != "muon" or config.optimizer.learning_rate:
+        return config
+    rate = rate_beside_muon(config.model.complete().emb_dim, tokens, unique)
+    return changed(config, optimizer={"learning_rate": rate})
+
+
 def share_of(config: RunConfig, processes: int) -> RunConfig:
     """The config of what one of so many processes does of each step."""
     rows, micro = max(1, (config.train.batch_size or 1) // processes), config.train.micro_batch_size
@@ -163,7 +179,8 @@ def climb(
     rungs: dict[str, RunConfig], text: Text, device: Device, peak: float, seconds: float, processes: int = 1
 ) -> list[Candidate]:
     """The rungs that were timed, smallest first: from the likeliest on towards lower predictions, while time allows."""
-    deadline = time.perf_counter() + min(TRIAL_SHARE * seconds, TRIAL_SECONDS)
+    share = 1.0 if text.pilot is None else 1 - PILOT_SHARE
+    deadline = time.perf_counter() + share * min(TRIAL_SHARE * seconds, TRIAL_SECONDS)
     names = list(rungs)
     timed: dict[int, float | None] = {}  # None: too large to try
 
@@ -257,6 +274,11 @@ def reasons(
         f"Measured: {peak / 1e9:,.0f} GFLOP/s of matrix products; a step of the chosen model takes"
         f" {1000 * best.step_seconds:,.0f} ms, {rate:,.0f} tokens/s."
     ]
+    if text.pilot is not None:
+        lines.append(
+            f"Tried on this text: a model of 2 x 64 comes to {text.pilot:.3f} bits per byte in"
+            f" {PILOT_TOKENS / 1e6:.1f} M tokens; by that the predictions are corrected."
+        )
     if len(tried) > 1:
         said = "; ".join(f"{c.name}: {c.bits_per_byte:.3f} after {c.tokens / 1e6:.1f} M tokens" for c in tried)
         lines.append(f"Predicted held-out bits per byte (layers x width at context x batch): {said}.")

@@ -1,24 +1,40 @@
 """What held-out loss to expect from a model of some size after some text: a law with three terms.
 
-    bits per byte = t^DELTA (E c^KAPPA + (g - 1)^GAMMA (A / N^ALPHA + B / D^BETA))
+    bits per byte = l^rho t^delta (E c^kappa + (g - 1)^gamma (A / N^alpha + B / D^beta))
 
 N parameters of the blocks (embeddings and head begin with what was counted, and their size says little) and D tokens of
-*new* text (repeated text counts less and less), both in millions. t, c and g tell this text from others: the loss of
-counting sequences in as much of it, what copying from nearby saves, and what counting four times as much of it gains.
-Where that is little, more parameters and tokens gain little too (text.py).
+*new* text (repeated text counts less and less), both in millions. t, c, g and l tell this text from others: the loss of
+counting sequences in as much of it, what copying from nearby saves, what counting four times as much of it gains (where
+that is little, more parameters and tokens gain little too), and how a small model fared after a moment (text.py).
 Sources: the form: Hoffmann et al. 2022 ("Chinchilla"); repetition: Muennighoff et al. 2023. The constants are fitted by
-`benchmarks/law.py` to small runs of our own on twenty-one texts, ALPHA and BETA held near Hoffmann et al.'s (LOG.md).
+`benchmarks/law.py` to small runs of our own, alpha and beta held near Hoffmann et al.'s; where no pilot was run, fitted
+without it (LOG.md).
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from lightwell.planner.text import Text
 
-ALPHA, BETA = 0.303, 0.300
-DELTA, KAPPA, GAMMA = 1.115, 1.186, 0.329
-E, A, B = 0.707, 0.191, 0.216
+
+class Law(NamedTuple):
+    """The constants above."""
+
+    alpha: float
+    beta: float
+    delta: float
+    kappa: float
+    gamma: float
+    rho: float
+    E: float
+    A: float
+    B: float
+
+
+WITH_PILOT = Law(alpha=0.44, beta=0.292, delta=1.284, kappa=1.21, gamma=0.497, rho=1.041, E=0.708, A=0.174, B=0.17)
+WITHOUT = Law(alpha=0.443, beta=0.283, delta=1.166, kappa=1.459, gamma=0.565, rho=1.0, E=0.755, A=0.203, B=0.176)
 PARAMETERS_PER_TOKEN = 32  # different tokens of the text: more parameters have nothing to learn from
 LEAST_GAIN = 0.01  # of a text too short to tell
 REPETITION = 15.4  # epochs after which repeating has lost most of its use
@@ -26,10 +42,13 @@ REPETITION = 15.4  # epochs after which repeating has lost most of its use
 
 def predict_bits_per_byte(in_blocks: int, tokens: int, text: Text) -> float:
     """Expected held-out bits per byte of a model with so many parameters in its blocks, after `tokens` of `text`."""
+    law = WITHOUT if text.pilot is None else WITH_PILOT
     new = effective_tokens(tokens, text.tokens) / 1e6
     size = min(in_blocks, PARAMETERS_PER_TOKEN * text.tokens) / 1e6
-    more = max(LEAST_GAIN, text.gain - 1) ** GAMMA
-    return text.bits_of_counts(tokens) ** DELTA * (E * text.copying**KAPPA + more * (A / size**ALPHA + B / new**BETA))
+    more = max(LEAST_GAIN, text.gain - 1) ** law.gamma
+    lacking = more * (law.A / size**law.alpha + law.B / new**law.beta)
+    counts = text.bits_of_counts(tokens) ** law.delta
+    return text.learned**law.rho * counts * (law.E * text.copying**law.kappa + lacking)
 
 
 def effective_tokens(tokens: int, unique: int) -> float:

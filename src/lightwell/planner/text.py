@@ -1,10 +1,12 @@
-"""What can be told of a text in a moment, before any model was trained on it: how much there is, and how hard it is.
+"""What can be told of a text in a moment, before a model is trained on it: how much there is, and how hard it is.
 
 Sequences of three tokens are counted and held to the held-out part: about what a small model knows after a minute.
 
     difficulty  the loss of these counts, in bits per byte
     gain        the loss when a quarter of the text is counted, over `difficulty`
     copying     the loss where what stands nearby may be copied too, over `difficulty`: attention learns to copy
+    pilot       the loss of a small model after a moment, if one was tried (pilot.py)
+    learned     `pilot` over the loss of counting as much of the text
 """
 
 from __future__ import annotations
@@ -21,17 +23,23 @@ PIECE = 250  # long and short ones can be compared; in pieces of so many, from a
 LESS = 4  # times less text, for `gain`
 ORDER = 3  # tokens in a row that are counted
 NEARBY, LONGEST = 128, 4  # tokens back to copy from, and tokens that are compared to find the place
+PILOT_TOKENS = 300_000
 DISCOUNT = 0.75  # of a count, kept for sequences that were not seen (Ney, Essen and Kneser 1994)
 
 
 @dataclass(frozen=True)
 class Text:
-    """`tokens` to train on; `difficulty`, `gain` and `copying` as above."""
+    """`tokens` to train on; the others as above."""
 
     tokens: int
     difficulty: float
     gain: float
     copying: float
+    pilot: float | None = None
+
+    @property
+    def learned(self) -> float:
+        return 1.0 if self.pilot is None else self.pilot / self.bits_of_counts(PILOT_TOKENS)
 
     def bits_of_counts(self, tokens: int) -> float:
         """Bits per byte that counting would need after so many tokens of this text, or after all that were counted."""

@@ -5,6 +5,8 @@ LOG.md has the experiments behind the numbers.
 
 from __future__ import annotations
 
+import math
+
 from lightwell.config.gpt import ModelConfig
 from lightwell.config.run import OptimizerSection
 from lightwell.training.optimizer import Rates
@@ -13,17 +15,31 @@ from lightwell.training.optimizer import Rates
 def peak_rates(section: OptimizerSection, model: ModelConfig) -> Rates:
     """What the config fixes, and the rules for the rest.
 
-    AdamW's rate falls with the width, as 1/sqrt(emb_dim): a wider row moves a product by more (Yang et al. 2022 derive
-    1/width for hidden matrices; those are Muon's here, whose update has the same size at every width).
+    The planner fixes `learning_rate` beside Muon, since it knows how long the run will be.
     """
     if section.name == "adamw":
         rate = section.learning_rate or min(3e-3, 0.05 / model.emb_dim**0.5)
         decay = 0.1 if section.weight_decay is None else section.weight_decay
         return Rates(adamw=rate, adamw_decay=decay, beta1=0.9 if section.beta1 is None else section.beta1)
     return Rates(
-        adamw=section.learning_rate or 0.0125 * (128 / model.emb_dim) ** 0.5,
+        adamw=section.learning_rate or rate_beside_muon(model.emb_dim),
         adamw_decay=0.0,
         beta1=0.8 if section.beta1 is None else section.beta1,
         muon=section.muon_learning_rate or 0.02,
         muon_decay=0.0 if section.weight_decay is None else section.weight_decay,
     )
+
+
+def rate_beside_muon(emb_dim: int, tokens: float = 0, unique: float = math.inf) -> float:
+    """AdamW's peak rate for embeddings, head and gains, in a run of so many tokens, of which `unique` are different.
+
+    It falls with the width, as 1/sqrt(emb_dim): a wider row moves a product by more (Yang et al. 2022 derive 1/width
+    for hidden matrices; those are Muon's here, whose update has the same size at every width). And it falls in longer
+    runs, since embeddings that begin with counts have a limited way to go, and where a short text is gone through again
+    and again: single tokens are what is learned by heart first. The powers are fitted (LOG.md).
+    """
+    million = 1e6
+    long = max(0.4, math.sqrt(min(1.0, million / max(1.0, tokens))))
+    repeated = math.sqrt(min(1.0, unique / max(1.0, tokens)))
+    short = min(1.0, unique / million) ** 0.25 if tokens > unique else 1.0
+    return 0.0125 * min(long, repeated) * short * math.sqrt(128 / emb_dim)
