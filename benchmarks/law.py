@@ -103,22 +103,27 @@ def text_of(row: dict[str, Any]) -> Text:
 def fitted(rows: list[dict[str, Any]]) -> Tensor:
     """The constants with the least error of the logarithm: not its square, so that a text apart does not bend all.
 
-    Two errors, and both count: that of a text on average, and that of each run beyond its text's. By the second one the
-    planner chooses between sizes.
+    Two errors, and both count: that of a text on average, and that of each run beyond its text's, where a text has
+    several. By the second one the planner chooses between sizes.
     """
     measured = torch.tensor([row["bits_per_byte"] for row in rows], dtype=torch.float64)
-    same_text = torch.tensor([[float(one["text"] == row["text"]) for one in rows] for row in rows], dtype=torch.float64)
-    same_text /= same_text.sum(dim=1, keepdim=True)
+    texts = sorted({row["text"] for row in rows})
+    is_of = torch.tensor([[float(row["text"] == text) for row in rows] for text in texts], dtype=torch.float64)
+    runs = is_of.sum(dim=1)
+    has_others = runs[is_of.argmax(dim=0)] > 1  # of each row
     usual = torch.tensor([1.0, 0.5, 0.0, 1.0, -0.5, -1.6, -1.6, math.log(0.34), math.log(0.28)], dtype=torch.float64)
     constants = usual.clone().requires_grad_()
     optimizer = torch.optim.LBFGS([constants], max_iter=1000, line_search_fn="strong_wolfe", history_size=30)
 
+    def size_of(errors: Tensor) -> Tensor:
+        return (errors.square() + ROUND**2).sqrt().mean()
+
     def error() -> Tensor:
         optimizer.zero_grad()
         off = law(constants, rows).clamp(min=1e-3).log() - measured.log()
-        average = same_text @ off
-        errors = torch.cat((average, off - average))
-        loss = (errors.square() + ROUND**2).sqrt().mean() + PRIOR * (constants - usual).square().mean()
+        average = (is_of @ off) / runs
+        beyond = (off - average @ is_of)[has_others]
+        loss = 0.5 * size_of(average) + 0.5 * size_of(beyond) + PRIOR * (constants - usual).square().mean()
         loss.backward()
         return loss
 

@@ -69,7 +69,7 @@ def table(out: Path) -> None:
         says = {row["size"]: predict_bits_per_byte(row["in_blocks"], row["tokens"], law.text_of(row)) for row in mine}
         rungs = [row for size in LADDER for row in mine if row["size"] == size]
         lowest = min(says[row["size"]] for row in rungs)
-        chosen = [row for row in rungs if says[row["size"]] <= CLOSE * lowest][-1]
+        chosen = next(row for row in rungs if says[row["size"]] <= CLOSE * lowest)
         best = min(mine, key=lambda row: row["bits_per_byte"])
         bits, expected = chosen["bits_per_byte"], says[chosen["size"]]
         print(

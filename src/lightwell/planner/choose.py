@@ -34,7 +34,7 @@ MOST_EPOCHS = 3  # times that a text is gone through: more would be learning it 
 NEARLY = 1.015  # a model that may turn out to be the best, when there is little to tell by
 LEAST_STEPS = 100  # in which a model can begin to learn, where the batch is open
 LONG = 10**9  # tokens of a run after which rates change no more
-CLOSE = 1.003  # predictions that differ by less are taken as equal: then the larger model (LOG.md)
+CLOSE = 1.006  # predictions that differ by less are taken as equal: then the smaller model (LOG.md)
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,7 @@ def choose(
     if not tried:  # a single model, as fixed by the user, that is too large to try
         return Choice(next(iter(rungs.values())), ["Nothing was measured: a step does not fit into the free memory."])
     lowest = min(candidate.bits_per_byte for candidate in tried)
-    good = [candidate for candidate in tried if candidate.bits_per_byte <= CLOSE * lowest]
-    too_short = all(candidate.tokens == most_tokens(candidate.config, text) for candidate in good)
-    best = good[0] if too_short else good[-1]  # where all see as much of the text, the smallest is done first
+    best = next(candidate for candidate in tried if candidate.bits_per_byte <= CLOSE * lowest)
     if config.train.batch_size is None:
         best = with_steps_enough(best, text, seconds, processes * (config.train.micro_batch_size or 1))
     if processes == 1 and config.train.micro_batch_size is None:
@@ -285,8 +283,7 @@ def reasons(
     alone = "as asked" if possible == 1 else "the likeliest; there was time to measure no other"
     why = "the lowest prediction" if len(tried) > 1 else alone
     if best.bits_per_byte > min(c.bits_per_byte for c in tried):
-        all_of_it = best.tokens == most_tokens(best.config, text)
-        why = f"the {'smallest' if all_of_it else 'largest'} of those that are as good"
+        why = "the smallest of those that are as good"
     size = parameters(best.config.model.complete())["total"]
     lines.append(
         f"Chosen: {best.name}, {why}: {size:,} parameters, {best.bits_per_byte:.3f} bits per byte expected from"

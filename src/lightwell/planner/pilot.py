@@ -17,6 +17,7 @@ from lightwell.runtime.device import Device
 from lightwell.training.pilot import run_pilot
 
 HELD_OUT = 40_000  # tokens that it is measured on
+LEAST = 2.0  # seconds: to find out that less is not enough would be a waste
 SHAPE = {"n_layers": 2, "emb_dim": 64, "n_heads": 2, "context_length": 128, "tie_embeddings": False}
 BATCH_SIZE = 16
 
@@ -25,7 +26,7 @@ def look_at(dataset: Dataset, device: Device, seconds: float | None) -> Text:
     """What can be told of a prepared text: by counting, and by a pilot where the `seconds` of the budget allow one."""
     text = describe(dataset)
     limit = PILOT_SHARE * min(TRIAL_SHARE * seconds, TRIAL_SECONDS) if seconds else 0.0
-    return with_pilot(text, dataset, device, limit) if limit else text
+    return with_pilot(text, dataset, device, limit) if limit >= LEAST else text
 
 
 def with_pilot(text: Text, dataset: Dataset, device: Device, limit: float = math.inf) -> Text:

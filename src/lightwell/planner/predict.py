@@ -33,8 +33,8 @@ class Law(NamedTuple):
     B: float
 
 
-WITH_PILOT = Law(alpha=0.44, beta=0.292, delta=1.284, kappa=1.21, gamma=0.497, rho=1.041, E=0.708, A=0.174, B=0.17)
-WITHOUT = Law(alpha=0.443, beta=0.283, delta=1.166, kappa=1.459, gamma=0.565, rho=1.0, E=0.755, A=0.203, B=0.176)
+WITH_PILOT = Law(alpha=0.421, beta=0.34, delta=1.323, kappa=1.259, gamma=0.397, rho=1.309, E=0.669, A=0.16, B=0.19)
+WITHOUT = Law(alpha=0.376, beta=0.361, delta=1.231, kappa=1.411, gamma=0.328, rho=1.0, E=0.664, A=0.161, B=0.196)
 PARAMETERS_PER_TOKEN = 32  # different tokens of the text: more parameters have nothing to learn from
 LEAST_GAIN = 0.01  # of a text too short to tell
 REPETITION = 15.4  # epochs after which repeating has lost most of its use
