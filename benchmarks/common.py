@@ -42,12 +42,10 @@ def median(rows: list[dict[str, Any]], key: str) -> float:
 def machine() -> str:
     import torch
 
-    cpu = platform.processor() or platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
-        if line.startswith("model name"):
-            cpu = line.split(":")[1].strip()
-    capability = torch.backends.cpu.get_cpu_capability()
-    return f"{cpu}, {os.cpu_count()} cores, {capability}, torch {torch.__version__}, Python {platform.python_version()}"
+    from lightwell.runtime.environment import processor
+
+    cpu = f"{processor()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
+    return f"{cpu}, torch {torch.__version__}, Python {platform.python_version()}"
 
 
 def stolen_seconds() -> float:

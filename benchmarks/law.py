@@ -14,6 +14,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 import small_runs
+from lightwell.data.dataset import open_dataset
 from lightwell.model.count import parameters_of_blocks
 from lightwell.planner.choose import MOST_EPOCHS, choose_vocab_size
 from lightwell.planner.pilot import with_pilot
@@ -37,11 +39,13 @@ POINTS = (
 SECONDS = 120.0  # the budget for which the vocabulary is chosen
 HELD_OUT = 80_000  # tokens that each run is measured on
 ROUND = 0.02  # errors below it count by their square
-PRIOR = 3e-2  # weight of staying near Hoffmann et al.'s exponents: a few points cannot tell all eight constants apart
+PRIOR = 3e-2  # weight of staying near Hoffmann et al.'s exponents: a few points cannot tell all nine constants apart
 
 
-def features(dataset: Any) -> dict[str, float]:
-    """What the planner can know of a text before training."""
+@cache
+def features(dataset_path: Path) -> dict[str, float]:
+    """What the planner can know of a text before training; once for all runs on it."""
+    dataset = open_dataset(dataset_path)
     found = asdict(with_pilot(describe(dataset), dataset, choose_device("cpu")))
     return {"unique_tokens": found.pop("tokens")} | found
 
@@ -64,7 +68,7 @@ def run(texts: list[Path], points: list[tuple[str, int]], out: Path, only: str |
 
 def point(dataset: Any, config: Any, tokens: int) -> dict[str, Any]:
     """What the planner can know of a run beforehand, and what came of it."""
-    before = features(dataset) | {"in_blocks": parameters_of_blocks(config.model.complete())}
+    before = features(dataset.path) | {"in_blocks": parameters_of_blocks(config.model.complete())}
     return before | small_runs.train(dataset, config, tokens, eval_tokens=HELD_OUT)
 
 
@@ -138,9 +142,8 @@ def off(constants: Tensor, rows: list[dict[str, Any]]) -> list[float]:
 
 def fit(out: Path) -> None:
     """The law with a pilot, from the texts that are long enough for one; and without, from all."""
-    rows = [
-        row for row in read(out) if row["tokens"] < (MOST_EPOCHS + 1) * row["unique_tokens"]
-    ]  # as the planner has it
+    too_often = MOST_EPOCHS + 1  # times through a text, as the planner has it
+    rows = [row for row in read(out) if row["tokens"] < too_often * row["unique_tokens"]]
     fit_one("with a pilot", [row for row in rows if row["pilot"]])
     fit_one("without", [row | {"pilot": None} for row in rows])
 

@@ -85,7 +85,7 @@ class DataSection(Strict):
 
 class OptimizerSection(Strict):
     name: Literal["muon", "adamw"] = "muon"  # muon: Muon for matrices inside the blocks, AdamW for the rest
-    learning_rate: Positive | None = None  # AdamW's peak rate; left out: a rule of the width
+    learning_rate: Positive | None = None  # AdamW's peak rate; left out: a rule (rates.py)
     muon_learning_rate: Positive | None = None  # Muon's peak rate; left out: a rule
     weight_decay: NonNegative | None = None  # on matrices only; left out: a rule
     beta1: Rate | None = None  # AdamW's; left out: 0.8 beside Muon, 0.9 alone

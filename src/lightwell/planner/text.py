@@ -23,7 +23,7 @@ PIECE = 250  # long and short ones can be compared; in pieces of so many, from a
 LESS = 4  # times less text, for `gain`
 ORDER = 3  # tokens in a row that are counted
 NEARBY, LONGEST = 128, 4  # tokens back to copy from, and tokens that are compared to find the place
-PILOT_TOKENS = 300_000
+PILOT_TOKENS = 300_000  # that the pilot is trained on
 DISCOUNT = 0.75  # of a count, kept for sequences that were not seen (Ney, Essen and Kneser 1994)
 
 

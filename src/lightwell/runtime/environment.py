@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from pathlib import Path
 
 import torch
 
@@ -15,12 +16,21 @@ def environment(device: Device, world: World) -> dict[str, str | int]:
     return {
         "torch": torch.__version__,
         "cpu": torch.backends.cpu.get_cpu_capability(),
+        "processor": processor(),  # libraries take other paths on other makers' processors of equal capability
         "machine": platform.machine(),
         "system": platform.system(),
         "threads": torch.get_num_threads(),
         "device": device.describe(),
         "processes": world.size,
     }
+
+
+def processor() -> str:
+    """The processor's name, as the system has it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def differences(before: dict[str, str | int], now: dict[str, str | int]) -> list[str]:
