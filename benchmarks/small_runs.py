@@ -19,7 +19,7 @@ from lightwell.data.batches import Batch
 from lightwell.data.dataset import Dataset, open_dataset
 from lightwell.data.prepare import prepare
 from lightwell.model.count import parameters
-from lightwell.planner.choose import tokens_per_step, with_rate
+from lightwell.planner.choose import tokens_per_step, with_rates
 from lightwell.runtime.device import choose_device
 from lightwell.training.pilot import run_pilot, steps_of
 from lightwell.training.replicas import Replicas
@@ -67,7 +67,7 @@ def train(
 ) -> dict[str, Any]:
     """Train for so many tokens and measure the held-out part. `change` gets the new model before the first step."""
     device = choose_device(config.runtime.device, config.runtime.dtype)
-    config = with_rate(config, tokens, len(dataset.train))
+    config = with_rates(config, tokens, len(dataset.train))
 
     def mask(replicas: Replicas, batch: Batch) -> None:
         model, documents = replicas.model, batch.documents

@@ -6,6 +6,7 @@ resume     go on with a run             Run       .config .tokenizer .model .met
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import time
@@ -41,7 +42,7 @@ from lightwell.model.build import GPT
 from lightwell.model.count import parameters
 from lightwell.model.gpt2 import GPT2
 from lightwell.model.modern import Modern
-from lightwell.planner.choose import LONG, Choice, bytes_to_read, choose, choose_vocab_size, with_rate
+from lightwell.planner.choose import LONG, Choice, bytes_to_read, choose, choose_vocab_size, with_rates
 from lightwell.planner.fit import require_memory
 from lightwell.planner.pilot import look_at
 from lightwell.runtime.device import Device, choose_device
@@ -625,7 +626,7 @@ def plan_run(
     if parent:
         tied = parent.model_config.tie_embeddings  # which older runs do not name
         config = changed(config, model=parent.config.model.model_dump() | {"tie_embeddings": tied})
-        config = with_rate(config, LONG, LONG)  # its embeddings have learned already
+        config = with_rates(config, LONG, math.inf)  # it has learned already, and should not forget
     if config.model.vocab_size is not None and vocab_size > config.model.vocab_size:
         raise UserError(
             f"expected a vocabulary of at most {config.model.vocab_size} tokens, got a tokenizer of {vocab_size}.",

@@ -64,6 +64,8 @@ def test_a_short_text_is_gone_through_a_few_times_and_that_is_said(fake_speed):
     assert longer.config.budget.most_tokens == longer.expected["tokens"] == 10**6
     assert "ends before" not in longer.reasons[-1]
     assert "ends before" not in chosen(60).reasons[-1]
+    in_time = chosen(60).config.budget.most_tokens
+    assert in_time == 2 * planner.MOST_EPOCHS * TEXT.tokens, "a machine that is faster than it seemed goes on"
 
 
 def test_the_choice_has_nothing_left_open_and_says_why(fake_speed):
@@ -204,8 +206,8 @@ def test_a_huge_text_is_read_as_far_as_the_time_goes(fake_speed):
 
 
 def test_repeated_text_counts_less_and_less():
-    assert effective_tokens(100, 1000) == 100
-    worth = [effective_tokens(1000 * n, 1000) / (1000 * n) for n in (1, 2, 4, 16, 64)]
+    assert effective_tokens(100, 1000, 15) == 100
+    worth = [effective_tokens(1000 * n, 1000, 15) / (1000 * n) for n in (1, 2, 4, 16, 64)]
     assert worth == sorted(worth, reverse=True)
     assert worth[2] > 0.9  # four epochs are almost as good as new text
     assert worth[-1] < 0.3

@@ -22,7 +22,7 @@ from lightwell.planner.predict import predict_bits_per_byte
 from lightwell.planner.step_time import measure_step_seconds
 from lightwell.planner.text import PILOT_TOKENS, Text, typical_text
 from lightwell.runtime.device import Device
-from lightwell.training.rates import rate_beside_muon
+from lightwell.training.rates import decay_beside_muon, rate_beside_muon
 
 TRIAL_SHARE, TRIAL_SECONDS = 0.05, 30.0  # of the budget, for a pilot and for timing candidates: whichever is less
 PILOT_SHARE = 0.7  # of that, for the pilot
@@ -106,10 +106,11 @@ def choose(
         tokens = config.budget.tokens or (config.budget.steps or 0) * tokens_per_step(chosen)
         bits = predicted(chosen, tokens, text)
         expected = {"bits_per_byte": bits, "tokens": tokens, "candidates": {name: bits}}
-        return Choice(with_rate(chosen, tokens, text.tokens), [], expected)
+        return Choice(with_rates(chosen, tokens, text.tokens), [], expected)
     tried = climb(rungs, text, device, peak, seconds, processes)
     if not tried:  # a single model, as fixed by the user, that is too large to try
-        return Choice(next(iter(rungs.values())), ["Nothing was measured: a step does not fit into the free memory."])
+        only = with_rates(next(iter(rungs.values())), LONG, text.tokens)
+        return Choice(only, ["Nothing was measured: a step does not fit into the free memory."])
     lowest = min(candidate.bits_per_byte for candidate in tried)
     best = next(candidate for candidate in tried if candidate.bits_per_byte <= CLOSE * lowest)
     if config.train.batch_size is None:
@@ -122,8 +123,8 @@ def choose(
         best = candidate(best.name, best.config, compiled.step_seconds, text, seconds)
     return Choice(
         changed(
-            with_rate(best.config, best.tokens, text.tokens),
-            budget={"most_tokens": most_tokens(best.config, text)},
+            with_rates(best.config, best.tokens, text.tokens),
+            budget={"most_tokens": last_token(best, text)},
             runtime={"compile": compiled.pays},
         ),
         reasons(best, tried, len(rungs), list(possible)[len(rungs) :], text, peak) + compiled.reasons,
@@ -159,12 +160,19 @@ def name_of(config: RunConfig) -> str:
     return f"{model.n_layers} x {model.emb_dim} at {model.context_length} x {config.train.batch_size}"
 
 
-def with_rate(config: RunConfig, tokens: int, unique: int) -> RunConfig:
-    """With AdamW's rate beside Muon for a run of so many tokens, `unique` of them different, where it is open."""
-    if config.optimizer.name != "muon" or config.optimizer.learning_rate:
+def with_rates(config: RunConfig, tokens: int, unique: float) -> RunConfig:
+    """With AdamW's rate beside Muon and the weight decay for a run of so many tokens, `unique` of them different, where
+    they are open. Endlessly many (math.inf): nothing decays."""
+    given = config.optimizer
+    if given.name != "muon":
         return config
-    rate = rate_beside_muon(config.model.complete().emb_dim, tokens, unique)
-    return changed(config, optimizer={"learning_rate": rate})
+    rate, decay = given.learning_rate, given.weight_decay
+    if rate is None:
+        rate = rate_beside_muon(config.model.complete().emb_dim, tokens, unique)
+    if decay is None:
+        steps_of_a_pass = unique if math.isinf(unique) else unique / tokens_per_step(config)
+        decay = decay_beside_muon(steps_of_a_pass, given.muon_learning_rate)
+    return changed(config, optimizer={"learning_rate": rate, "weight_decay": decay})
 
 
 def share_of(config: RunConfig, processes: int) -> RunConfig:
@@ -258,6 +266,13 @@ def most_tokens(config: RunConfig, text: Text) -> int:
     return config.budget.most_tokens or max(MOST_EPOCHS * text.tokens, tokens_per_step(config))
 
 
+def last_token(best: Candidate, text: Text) -> int:
+    """After how many tokens the run ends though there are minutes left. Where the minutes are what ends it, a faster
+    run than expected may go on: weights fade, so that this does no harm, only little good (LOG.md)."""
+    most = most_tokens(best.config, text)
+    return most if best.tokens >= most or best.config.budget.most_tokens else 2 * most
+
+
 def predicted(config: RunConfig, tokens: int, text: Text) -> float:
     return predict_bits_per_byte(parameters_of_blocks(config.model.complete()), max(1, tokens), text)
 
@@ -307,7 +322,7 @@ def tokens_per_step(config: RunConfig) -> int:
 
 def choose_vocab_size(text_bytes: int, seconds: float | None) -> int:
     """A vocabulary that the text and the time can fill: each token must be seen often enough to be learned (LOG.md)."""
-    for size, enough_bytes, enough_seconds in ((8192, 4e6, 400), (4096, 1e6, 30), (2048, 2e5, 20), (1024, 5e4, 0)):
+    for size, enough_bytes, enough_seconds in ((8192, 1.6e7, 400), (4096, 1e6, 30), (2048, 2e5, 20), (1024, 5e4, 0)):
         if text_bytes >= enough_bytes and (seconds is None or seconds >= enough_seconds):
             return size
     return 512

@@ -11,22 +11,28 @@ from lightwell.config.gpt import ModelConfig
 from lightwell.config.run import OptimizerSection
 from lightwell.training.optimizer import Rates
 
+MUON = 0.02  # its peak rate
+FORGOTTEN = 0.85  # of what a pass through the text taught, at the peak rate, as a power of e (LOG.md)
+
 
 def peak_rates(section: OptimizerSection, model: ModelConfig) -> Rates:
     """What the config fixes, and the rules for the rest.
 
-    The planner fixes `learning_rate` beside Muon, since it knows how long the run will be.
+    The planner fixes `learning_rate` and `weight_decay` beside Muon, since it knows how long the run will be and how
+    often it goes through the text.
     """
     if section.name == "adamw":
         rate = section.learning_rate or min(3e-3, 0.05 / model.emb_dim**0.5)
         decay = 0.1 if section.weight_decay is None else section.weight_decay
         return Rates(adamw=rate, adamw_decay=decay, beta1=0.9 if section.beta1 is None else section.beta1)
+    adamw = section.learning_rate or rate_beside_muon(model.emb_dim)
+    muon, decay = section.muon_learning_rate or MUON, section.weight_decay or 0.0
     return Rates(
-        adamw=section.learning_rate or rate_beside_muon(model.emb_dim),
-        adamw_decay=0.0,
+        adamw=adamw,
+        adamw_decay=decay * muon / adamw,  # a step takes the same share of every matrix
         beta1=0.8 if section.beta1 is None else section.beta1,
-        muon=section.muon_learning_rate or 0.02,
-        muon_decay=0.0 if section.weight_decay is None else section.weight_decay,
+        muon=muon,
+        muon_decay=decay,
     )
 
 
@@ -43,3 +49,12 @@ def rate_beside_muon(emb_dim: int, tokens: float = 0, unique: float = math.inf) 
     repeated = math.sqrt(min(1.0, unique / max(1.0, tokens)))
     short = min(1.0, unique / million) ** 0.25 if tokens > unique else 1.0
     return 0.0125 * min(long, repeated) * short * math.sqrt(128 / emb_dim)
+
+
+def decay_beside_muon(steps_of_a_pass: float, muon_rate: float | None = None) -> float:
+    """Weight decay for a text that is gone through in so many steps.
+
+    What weights hold fades with the same power of e in each pass, however many steps that is (Wang and Aitchison 2024):
+    little in a long text, which is not learned by heart anyway, and as much as the gradients of repeated text keep up.
+    """
+    return FORGOTTEN / ((muon_rate or MUON) * max(1.0, steps_of_a_pass))
