@@ -26,7 +26,7 @@ from lightwell.data.dataset import open_dataset
 from lightwell.model.count import parameters_of_blocks
 from lightwell.planner.choose import MOST_EPOCHS, choose_vocab_size
 from lightwell.planner.pilot import with_pilot
-from lightwell.planner.predict import LEAST_GAIN, PARAMETERS_PER_TOKEN, Law
+from lightwell.planner.predict import LEAST_GAIN, PARAMETERS_PER_TOKEN, Law, effective_tokens
 from lightwell.planner.text import Text, describe
 from lightwell.runtime.device import choose_device
 
@@ -39,7 +39,7 @@ POINTS = (
 SECONDS = 120.0  # the budget for which the vocabulary is chosen
 HELD_OUT = 80_000  # tokens that each run is measured on
 ROUND = 0.02  # errors below it count by their square
-PRIOR = 3e-2  # weight of staying near published constants: a few points cannot tell all ten constants apart
+PRIOR = 3e-2  # weight of staying near Hoffmann et al.'s exponents: a few points cannot tell all nine constants apart
 
 
 @cache
@@ -83,16 +83,14 @@ def add(out: Path, row: dict[str, Any]) -> None:
 
 
 def law(constants: Tensor, rows: list[dict[str, Any]]) -> Tensor:
-    """predict.py's law for all rows; constants: delta, kappa, gamma, rho and the logarithms of E, A, B, alpha, beta, R."""
+    """predict.py's law for all rows; constants: delta, kappa, gamma, rho and the logarithms of E, A, B, alpha, beta."""
 
     def column(of: Callable[[dict[str, Any]], float]) -> Tensor:
         return torch.tensor([of(row) for row in rows], dtype=torch.float64)
 
-    delta, kappa, gamma, rho, E, A, B, alpha, beta, R = constants
+    delta, kappa, gamma, rho, E, A, B, alpha, beta = constants
     million = 1e6  # of parameters and tokens: A and B then say what they are worth there
-    unique = column(lambda row: min(row["tokens"], row["unique_tokens"]) / million)
-    again = column(lambda row: row["tokens"] / million) / unique - 1  # times, beyond the first
-    new = unique * (1 + torch.exp(R) * (1 - torch.exp(-again / torch.exp(R))))  # predict.py's effective_tokens
+    new = column(lambda row: effective_tokens(row["tokens"], row["unique_tokens"]) / million)
     size = column(lambda row: min(row["in_blocks"], PARAMETERS_PER_TOKEN * row["unique_tokens"]) / million)
     counts = column(lambda row: text_of(row).bits_of_counts(row["tokens"]))
     floor = torch.exp(E) * column(lambda row: row["copying"]) ** kappa
@@ -117,9 +115,7 @@ def fitted(rows: list[dict[str, Any]]) -> Tensor:
     is_of = torch.tensor([[float(row["text"] == text) for row in rows] for text in texts], dtype=torch.float64)
     runs = is_of.sum(dim=1)
     has_others = runs[is_of.argmax(dim=0)] > 1  # of each row
-    powers = [1.0, 0.5, 0.0, 1.0]
-    logarithms = [-0.5, -1.6, -1.6, math.log(0.34), math.log(0.28), math.log(15.4)]  # 0.34 and on: published ones
-    usual = torch.tensor(powers + logarithms, dtype=torch.float64)
+    usual = torch.tensor([1.0, 0.5, 0.0, 1.0, -0.5, -1.6, -1.6, math.log(0.34), math.log(0.28)], dtype=torch.float64)
     constants = usual.clone().requires_grad_()
     optimizer = torch.optim.LBFGS([constants], max_iter=1000, line_search_fn="strong_wolfe", history_size=30)
 
@@ -155,8 +151,8 @@ def fit(out: Path) -> None:
 def fit_one(name: str, rows: list[dict[str, Any]]) -> None:
     constants = fitted(rows)
     delta, kappa, gamma, rho, *others = constants.tolist()
-    E, A, B, alpha, beta, R = map(math.exp, others)
-    print(f"\n{name}: {Law(*(round(c, 3) for c in (alpha, beta, delta, kappa, gamma, rho, E, A, B, R)))}")
+    E, A, B, alpha, beta = map(math.exp, others)
+    print(f"\n{name}: {Law(*(round(c, 3) for c in (alpha, beta, delta, kappa, gamma, rho, E, A, B)))}")
     errors = off(constants, rows)
     print(f"all texts in the fit: {mean(errors):.1%} off on average, {max(map(abs, errors)):.1%} at most")
     left_out: list[float] = []

@@ -206,8 +206,8 @@ def test_a_huge_text_is_read_as_far_as_the_time_goes(fake_speed):
 
 
 def test_repeated_text_counts_less_and_less():
-    assert effective_tokens(100, 1000, 15) == 100
-    worth = [effective_tokens(1000 * n, 1000, 15) / (1000 * n) for n in (1, 2, 4, 16, 64)]
+    assert effective_tokens(100, 1000) == 100
+    worth = [effective_tokens(1000 * n, 1000) / (1000 * n) for n in (1, 2, 4, 16, 64)]
     assert worth == sorted(worth, reverse=True)
     assert worth[2] > 0.9  # four epochs are almost as good as new text
     assert worth[-1] < 0.3

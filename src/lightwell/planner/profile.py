@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ def profile_steps(config: RunConfig, device: Device, trace: Path, rows: int = 15
 
     Returns `table` (text), `operations` (name, share, seconds, calls), `tokens_per_second` and `share_of_peak`.
     """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler would print when it starts and stops
     trial = Trial(config, device, config.train.batch_size or 1)
     for _ in range(3):
         trial.step()
