@@ -1,7 +1,7 @@
 """How well is this text learned? A small model tries it for some seconds, before the planner predicts.
 
-Counts (text.py) take what is repeated word for word for learned; a model knows better after a moment. Predictions for
-texts that were not in the fit are half as far off with it (LOG.md).
+Counts (text.py) take what is repeated word for word for learned; a model knows better after a moment. Where counts
+mislead, as of code, predictions are nearer with it (LOG.md).
 """
 
 from __future__ import annotations
