@@ -29,9 +29,10 @@ def test_the_rate_falls_with_width_length_and_repetition():
 
 
 def test_weights_fade_alike_in_each_pass_however_many_steps_it_takes():
-    assert 100 * decay_beside_muon(100) == pytest.approx(7 * decay_beside_muon(7))
+    assert 100 * decay_beside_muon(100) == pytest.approx(70 * decay_beside_muon(70))
     assert decay_beside_muon(100, muon_rate=0.01) == pytest.approx(2 * decay_beside_muon(100))
     assert decay_beside_muon(math.inf) == 0
+    assert decay_beside_muon(0.1) == decay_beside_muon(10) == 1, "a short text does not keep weights from learning"
 
 
 def test_what_is_fixed_stays_and_the_rest_is_ruled():

@@ -13,6 +13,7 @@ from lightwell.training.optimizer import Rates
 
 MUON = 0.02  # its peak rate
 FORGOTTEN = 0.85  # of what a pass through the text taught, at the peak rate, as a power of e (LOG.md)
+MOST_FORGOTTEN = 0.02  # in a step: weights that fade faster have no time to learn anything
 
 
 def peak_rates(section: OptimizerSection, model: ModelConfig) -> Rates:
@@ -57,4 +58,4 @@ def decay_beside_muon(steps_of_a_pass: float, muon_rate: float | None = None) ->
     What weights hold fades with the same power of e in each pass, however many steps that is (Wang and Aitchison 2024):
     little in a long text, which is not learned by heart anyway, and as much as the gradients of repeated text keep up.
     """
-    return FORGOTTEN / ((muon_rate or MUON) * max(1.0, steps_of_a_pass))
+    return min(FORGOTTEN / steps_of_a_pass, MOST_FORGOTTEN) / (muon_rate or MUON)
