@@ -48,10 +48,9 @@ def test_what_is_fixed_stays_and_the_rest_is_ruled():
 @pytest.mark.parametrize("learning_rate", [None, 1e-4])
 def test_a_step_takes_the_same_share_of_every_matrix(learning_rate):
     config = config_of(weight_decay=0.5, learning_rate=learning_rate)
-    model = GPT(config.model.complete())
-    optimizer = Optimizer(
-        model, config.model.complete(), config.optimizer, peak_rates(config.optimizer, config.model.complete()), CPU
-    )
+    sizes = config.model.complete()
+    model = GPT(sizes)
+    optimizer = Optimizer(model, sizes, config.optimizer, peak_rates(config.optimizer, sizes), CPU)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
