@@ -18,8 +18,11 @@ import torch
 from torch import nn
 
 import small_runs
+from lightwell.config.run import RunConfig, changed
 from lightwell.data.prepare import prepare
 from lightwell.model.init import WRITES_TO_STREAM
+from lightwell.planner.choose import with_rates
+from lightwell.training.rates import MUON
 
 SIZES = (("2x64@128", 800_000), ("4x128@128", 800_000))
 SEEDS = (1, 2)
@@ -27,11 +30,13 @@ SEEDS = (1, 2)
 
 @dataclass(frozen=True)
 class Variant:
-    """What differs from the recipe: sections of the config, a change of the new model, attention by document."""
+    """What differs from the recipe: sections of the config, a change of the new model, attention by document, all rates
+    so many times as high."""
 
     sections: dict[str, dict[str, Any]] = field(default_factory=dict)
     change: Callable[[nn.Module], None] | None = None
     mask_documents: bool = False
+    rates: float = 1.0
 
 
 def zero_projections(model: nn.Module) -> None:
@@ -61,8 +66,8 @@ VARIANTS = {
     "no q/k norm": Variant(change=without_qk_norm),
     "gpt2's layers": Variant({"model": {"family": "gpt2"}}),
     "attention inside documents": Variant(mask_documents=True),
-    "half the rates": Variant({"optimizer": {"muon_learning_rate": 0.01, "learning_rate": 0.0025}}),
-    "twice the rates": Variant({"optimizer": {"muon_learning_rate": 0.04, "learning_rate": 0.01}}),
+    "half the rates": Variant(rates=0.5),
+    "twice the rates": Variant(rates=2.0),
 }
 
 
@@ -94,12 +99,21 @@ def run(text: Path, out: Path, only: str | None, made: set[tuple[str, str, int]]
                 torch.manual_seed(seed)
                 sections = {key: dict(values) for key, values in variant.sections.items()} | {"run": {"seed": seed}}
                 config = small_runs.config_of(size, dataset, **sections)
+                if variant.rates != 1:
+                    config = at_rates(config, variant.rates, tokens, len(dataset.train))
                 found = small_runs.train(
                     dataset, config, tokens, change=variant.change, mask_documents=variant.mask_documents
                 )
                 with open(out, "a", encoding="utf-8") as file:
                     file.write(json.dumps({"name": name, "size": size, "seed": seed, **found}) + "\n")
                 print(name, size, seed, found["bits_per_byte"], f"{found['seconds']} s", flush=True)
+
+
+def at_rates(config: RunConfig, times: float, tokens: int, unique: int) -> RunConfig:
+    """With the rates that the rules give to such a run, times so much."""
+    adamw = with_rates(config, tokens, unique).optimizer.learning_rate
+    assert adamw is not None, "the rule is for Muon and what is beside it"
+    return changed(config, optimizer={"muon_learning_rate": times * MUON, "learning_rate": times * adamw})
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:

@@ -24,11 +24,12 @@ from torch import Tensor
 import small_runs
 from lightwell.data.dataset import open_dataset
 from lightwell.model.count import parameters_of_blocks
-from lightwell.planner.choose import MOST_EPOCHS, choose_vocab_size
+from lightwell.planner.choose import MOST_EPOCHS
 from lightwell.planner.pilot import with_pilot
 from lightwell.planner.predict import LEAST_GAIN, PARAMETERS_PER_TOKEN, Law, effective_tokens
 from lightwell.planner.text import Text, describe
 from lightwell.runtime.device import choose_device
+from lightwell.tokenizer.size import choose_vocab_size
 
 POINTS = (
     ("2x64@128x16", 1_200_000),
@@ -39,7 +40,7 @@ POINTS = (
 SECONDS = 120.0  # the budget for which the vocabulary is chosen
 HELD_OUT = 80_000  # tokens that each run is measured on
 ROUND = 0.02  # errors below it count by their square
-PRIOR = 3e-2  # weight of staying near Hoffmann et al.'s exponents: a few points cannot tell all nine constants apart
+PRIOR = 3e-2  # weight of staying near `usual`: a few points cannot tell all nine constants apart
 
 
 @cache
@@ -115,6 +116,7 @@ def fitted(rows: list[dict[str, Any]]) -> Tensor:
     is_of = torch.tensor([[float(row["text"] == text) for row in rows] for text in texts], dtype=torch.float64)
     runs = is_of.sum(dim=1)
     has_others = runs[is_of.argmax(dim=0)] > 1  # of each row
+    # alpha and beta: Hoffmann et al.'s; the others: as if texts differed by their counts alone
     usual = torch.tensor([1.0, 0.5, 0.0, 1.0, -0.5, -1.6, -1.6, math.log(0.34), math.log(0.28)], dtype=torch.float64)
     constants = usual.clone().requires_grad_()
     optimizer = torch.optim.LBFGS([constants], max_iter=1000, line_search_fn="strong_wolfe", history_size=30)

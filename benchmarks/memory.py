@@ -36,6 +36,7 @@ def one(name: str, family: str) -> dict[str, float]:
     torch.set_num_threads(1)
     layers, width, heads, context, vocab_size, batch = SIZES[name]
     sizes = {"n_layers": layers, "emb_dim": width, "n_heads": heads, "context_length": context}
+    sizes["tie_embeddings"] = family == "gpt2"  # as the planner has it
     optimizer = "adamw" if family == "gpt2" else "muon"
     config = parse(
         {

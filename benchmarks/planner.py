@@ -17,17 +17,13 @@ import time
 from pathlib import Path
 
 import common
+from lightwell.planner.choose import LADDER
 
-SWEEP = (  # layers, width, heads, context
-    (2, 64, 2, 128),
-    (2, 128, 4, 128),
-    (4, 128, 4, 128),
-    (2, 192, 3, 128),
-    (4, 192, 3, 128),
-    (2, 256, 4, 128),
-    (3, 256, 4, 128),
+# Layers, width, heads, context: the ladder up to three layers of 512, and two deeper ones.
+SWEEP = (
+    *((r.n_layers, r.emb_dim, r.n_heads, r.context_length) for r in LADDER[:7]),
+    (4, 128, 4, 256),
     (5, 256, 4, 256),
-    (3, 384, 6, 256),
 )
 
 

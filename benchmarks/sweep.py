@@ -21,11 +21,12 @@ import torch
 import law
 import small_runs
 from lightwell.planner import choose
-from lightwell.planner.choose import CLOSE, OVERHEAD, choose_vocab_size
+from lightwell.planner.choose import CLOSE, OVERHEAD
 from lightwell.planner.predict import predict_bits_per_byte
 from lightwell.planner.step_time import Trial
 from lightwell.runtime.allocator import keep_freed_memory
 from lightwell.runtime.device import choose_device
+from lightwell.tokenizer.size import choose_vocab_size
 
 LADDER = tuple(f"{r.n_layers}x{r.emb_dim}@{r.context_length}x{r.batch_size}" for r in choose.LADDER[:7])
 SIZES = (*LADDER, "3x96@128x16", "4x128@128x16", "5x256@256x16")

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 import lightwell
-from lightwell.api import longest_copy_from
-from lightwell.inspection import plan_summary
+from lightwell.api import longest_copy_from, read_request
+from lightwell.errors import LockedError
+from lightwell.files.lock import lock_folder
+from lightwell.inspection import describe_runs, plan_summary
 
 TINY = ["model.context_length=32", "model.emb_dim=32", "model.n_heads=2", "model.n_layers=1", "tokenizer.kind=bytes"]
 
@@ -53,3 +55,28 @@ def test_a_plan_looks_at_the_text_that_is_named(tmp_path):
 def test_what_is_not_a_run(tmp_path):
     with pytest.raises(lightwell.UserError, match="expected a run"):
         lightwell.load(tmp_path)
+
+
+def test_a_budget_of_a_flag_replaces_the_files_and_is_joined_by_settings(tmp_path):
+    (tmp_path / "mine.toml").write_text("[budget]\nsteps = 7\nmost_tokens = 9\n")
+    budget = read_request(config=tmp_path / "mine.toml", minutes=10, settings=["budget.most_tokens=500"]).raw["budget"]
+    assert budget == {"minutes": 10, "most_tokens": 500}
+    assert read_request(config=tmp_path / "mine.toml", minutes=10).raw["budget"] == {"minutes": 10}
+    with pytest.raises(lightwell.UserError, match="one budget"):
+        read_request(minutes=10, settings=["budget.steps=500"])
+
+
+def test_a_second_process_leaves_the_config_of_a_run_that_is_just_beginning(run, tmp_path):
+    """Between its config and its first checkpoint a run looks like one that came to nothing."""
+    beginning = tmp_path / "beginning"
+    beginning.mkdir()
+    for name in ("config.toml", "tokenizer.json"):
+        (beginning / name).write_bytes((run.path / name).read_bytes())
+    with lock_folder(beginning):
+        assert describe_runs([beginning])[0]["state"] == "running"
+        with pytest.raises(LockedError):
+            lightwell.pretrain(run.path.parent / "notes.txt", steps=3, out=beginning, settings=TINY)
+        assert (beginning / "config.toml").exists()
+    assert describe_runs([beginning])[0]["state"] == "broken"
+    again = lightwell.pretrain(run.path.parent / "notes.txt", steps=3, out=beginning, settings=TINY)
+    assert again.step == 3

@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,11 @@ from lightwell.config.load import merge, parse_settings, read_toml
 from lightwell.config.presets import preset as read_preset
 from lightwell.config.run import RunConfig, changed, parse, to_raw
 from lightwell.data.dataset import Dataset, is_dataset, open_dataset
+from lightwell.data.prefetch import Prefetch
 from lightwell.data.prepare import prepare
 from lightwell.data.shards import TokenStream
 from lightwell.data.sources import collect, standard_library
-from lightwell.errors import DamagedError, RunError, StoppedEarly, TokenizerError, UserError
+from lightwell.errors import DamagedError, DataError, RunError, StoppedEarly, TokenizerError, UserError
 from lightwell.evaluation.loss import evaluate_stream
 from lightwell.evaluation.report import Evaluation
 from lightwell.files.lock import lock_folder
@@ -42,7 +43,7 @@ from lightwell.model.build import GPT
 from lightwell.model.count import parameters
 from lightwell.model.gpt2 import GPT2
 from lightwell.model.modern import Modern
-from lightwell.planner.choose import LONG, Choice, bytes_to_read, choose, choose_vocab_size, with_rates
+from lightwell.planner.choose import LONG, Choice, bytes_to_read, choose, with_rates
 from lightwell.planner.fit import require_memory
 from lightwell.planner.pilot import look_at
 from lightwell.runtime.device import Device, choose_device
@@ -55,6 +56,7 @@ from lightwell.store.checkpoint import Checkpoint, checkpoint_path, load_model_o
 from lightwell.store.checkpoints import list_checkpoints, newest_good, step_of, verify_checkpoint
 from lightwell.store.database import RunDatabase
 from lightwell.store.run_folder import CONFIG, DATABASE, DATASET, RunFolder, create, is_run, open_run, require_free
+from lightwell.tokenizer.size import choose_vocab_size
 from lightwell.training.assemble import assemble, begins_with_pairs
 from lightwell.training.loop import run as train
 from lightwell.training.outcome import OUTCOME, hand_over, outcome_tokens
@@ -65,6 +67,7 @@ Text = str | Path | Sequence[str | Path]
 Say = Callable[[str], None]
 Progress = Callable[[int, int | None, str], None]
 DEFAULT_MINUTES = 10.0
+WEIGHTLESS = {"drop_rate", "context_length"}  # keys of a model that may change while its weights stay
 TYPICAL_VOCAB_SIZE = 1024  # of a tokenizer that does not exist yet
 PULSES = 50  # measurements of every layer over a run, or fewer:
 PULSE_SHARE = 0.02  # of its time at most, unless it was said how often
@@ -139,11 +142,18 @@ class Run:
         repetition_penalty: float = 1.0,
         stop: Sequence[str] = (),
         seed: int = 0,
+        truncate_prompt: bool = False,
     ) -> Iterator[str]:
-        """Text that goes on from `prompt`, piece by piece, never half a character. Temperature 0: the likeliest."""
+        """Text that goes on from `prompt`, piece by piece, never half a character. Temperature 0: the likeliest.
+
+        Raises UserError for a prompt longer than the context, unless `truncate_prompt`: then its end is gone on from.
+        """
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
         engine = Engine(self.model, self.tokenizer)
-        pieces = engine.stream([prompt], max_new_tokens=max_new_tokens, sampling=sampling, stop=list(stop), seed=seed)
+        pieces = engine.stream(
+            [prompt], max_new_tokens=max_new_tokens, sampling=sampling, stop=list(stop), seed=seed,
+            truncate_prompt=truncate_prompt,
+        )  # fmt: skip
         while True:
             with self.device.autocast():  # for one token: the caller's own products in between stay as they are
                 piece = next(pieces, None)
@@ -243,6 +253,8 @@ def text_stream(text: Text, tokenizer: Any) -> TokenStream:
     for document in collect(as_paths(text)).documents():
         documents.append(tokenizer.encode_array(document.text.decode("utf-8")))
         n_bytes += len(document.text)
+    if not documents:
+        raise DataError(f"expected some text in {', '.join(map(str, as_paths(text)))}, got nothing but blanks.")
     return TokenStream.from_documents(documents, tokenizer.separator_id, n_bytes)
 
 
@@ -287,6 +299,9 @@ def read_request(
     given = {name: {key: v for key, v in section.items() if v is not None} for name, section in flags.items()}
     file = read_toml(Path(config)) if config else {}
     shelf = read_preset(preset) if preset else {}
+    if given["budget"]:  # a flag replaces the budget of preset and file instead of joining it
+        shelf.pop("budget", None)
+        file.pop("budget", None)
     if minutes is not None:  # a preset's batch is for the tokens that it was made for; minutes are planned
         shelf.get("train", {}).pop("batch_size", None)
     raw = merge(
@@ -295,8 +310,6 @@ def read_request(
         {name: section for name, section in given.items() if section},
         parse_settings(list(settings)),
     )
-    if given["budget"]:  # a flag replaces the file's budget instead of joining it
-        raw["budget"] = given["budget"]
     request = Request(None if text is None else as_paths(text), raw)
     _ = request.config  # reports every problem now
     return request
@@ -340,6 +353,8 @@ def pretrain(
         with held(path, world):
             set_threads(config, world)
             parent = load(weights_from) if weights_from else None
+            if parent:
+                require_same_shape(parent, asked.raw.get("model", {}))
 
             def begin() -> dict[str, Any]:
                 return begin_run(path, asked, config, device, parent, began, say, progress, world.size)
@@ -347,7 +362,7 @@ def pretrain(
             begun = world.on_main(begin)
             train_run(
                 path, parse(begun["config"]), open_dataset(begun["dataset"]), device, world, observers, stop,
-                began=began, weights=parent.model.state_dict() if parent else None, peak_flops=begun["peak_flops"],
+                began=began, weights=weights_of(parent) if parent else None, peak_flops=begun["peak_flops"],
                 step_seconds=begun["step_seconds"],
             )  # fmt: skip
     return load(path, device=config.runtime.device)
@@ -365,8 +380,10 @@ def begin_run(
     processes: int,
 ) -> dict[str, Any]:
     """Prepare the data, decide what is still open, make the run's folder; what training needs of that, as JSON."""
+    if is_run(path) and not has_begun(path):
+        (path / CONFIG).unlink()  # of an attempt that ended before its first checkpoint: it begins again
     peak = measure_peak_flops(device)
-    dataset = open_or_prepare(asked.text, path, config, device, parent, peak, say, progress)
+    dataset = open_or_prepare(asked.text, path, config, device, parent, peak, say, progress, processes)
     choice = plan_run(config, dataset, device, parent, peak, began, processes)
     for reason in choice.reasons:
         say(reason)
@@ -480,6 +497,8 @@ def train_run(
             extend_steps=extend_steps, observers=observers, stop=stop, began=began, peak_flops=peak_flops,
             step_seconds=step_seconds,
         )  # fmt: skip
+        if isinstance(training.batches, Prefetch):
+            stack.enter_context(training.batches)
         pulse_every, pulse_share = config.glass.pulse_every, None
         if pulse_every is None:
             pulse_every, pulse_share = max(10, training.pace.steps(training.state) // PULSES), PULSE_SHARE
@@ -521,7 +540,7 @@ def can_go_on(path: Path, asked: Request, force: bool, say: Say) -> bool:
     Raises RunError showing the differences if it was asked for otherwise, and for a folder of something else.
     """
     if is_run(path) and not has_begun(path):
-        (path / CONFIG).unlink()  # ended before its first checkpoint: it begins again
+        return False  # another process may be about to train here: the lock will tell
     if not is_run(path):
         require_free(path)
         return False
@@ -571,9 +590,17 @@ def open_or_prepare(
     peak: float,
     say: Say,
     progress: Progress,
+    processes: int = 1,
 ) -> Dataset:
-    """The prepared dataset that was named, or one made from the text in the run's own folder."""
+    """The prepared dataset that was named, or one made from the text in the run's own folder, of which so many
+    processes will consume it. Raises UserError for settings that prepared data does not heed any more."""
     if text and len(text) == 1 and is_dataset(Path(text[0])):
+        if config.data.val or config.data.limit_bytes:
+            raise UserError(
+                f"expected text beside {'--val' if config.data.val else 'data.limit_bytes'}, got prepared data in"
+                f" {text[0]}, which has its own held-out part and length.",
+                "Prepare the text anew with `lightwell data prepare TEXT --val HELD_OUT --out FOLDER`.",
+            )
         dataset = open_dataset(Path(text[0]), verify=True)
         if parent and dataset.tokenizer.hash != parent.tokenizer.hash:
             raise UserError(
@@ -593,10 +620,11 @@ def open_or_prepare(
     n_bytes = collect(sources).n_bytes
     vocab_size = None
     if tokenizer == "bpe":
-        vocab_size = config.model.vocab_size or choose_vocab_size(n_bytes, seconds)
+        read = min(n_bytes, config.data.limit_bytes or n_bytes)
+        vocab_size = config.model.vocab_size or choose_vocab_size(read, seconds)
     ids = vocab_size or config.model.vocab_size or TYPICAL_VOCAB_SIZE
     largest = max(n_bytes, collect(config.data.val).n_bytes if config.data.val else 0)
-    limit = config.data.limit_bytes or bytes_to_read(config, largest, ids, device, peak, seconds)
+    limit = config.data.limit_bytes or bytes_to_read(config, largest, ids, device, peak, seconds, processes)
     if limit is not None and limit < n_bytes:
         say(f"Reading {limit / 1e6:,.0f} of {n_bytes / 1e6:,.0f} MB of text, chosen by the seed: enough for the time.")
     return prepare(
@@ -624,17 +652,50 @@ def plan_run(
     that is larger than the config allows."""
     vocab_size = dataset.tokenizer.vocab_size
     if parent:
-        tied = parent.model_config.tie_embeddings  # which older runs do not name
-        config = changed(config, model=parent.config.model.model_dump() | {"tie_embeddings": tied})
+        own = {
+            key: value for key, value in config.model.model_dump().items() if key in WEIGHTLESS and value is not None
+        }
+        config = changed(config, model=parent.model_config.model_dump() | own)
         config = with_rates(config, LONG, math.inf)  # it has learned already, and should not forget
     if config.model.vocab_size is not None and vocab_size > config.model.vocab_size:
         raise UserError(
             f"expected a vocabulary of at most {config.model.vocab_size} tokens, got a tokenizer of {vocab_size}.",
             "Leave model.vocab_size out, and the tokenizer decides.",
         )
-    text = look_at(dataset, device, seconds_left(config, began))
+    text = look_at(dataset, device, None if parent else seconds_left(config, began))
     config = changed(config, model={"vocab_size": vocab_size})
-    return choose(config, vocab_size, text, device, peak, seconds_left(config, began), processes)
+    choice = choose(config, vocab_size, text, device, peak, seconds_left(config, began), processes)
+    return without_prediction(choice, parent.path) if parent else choice
+
+
+def without_prediction(choice: Choice, parent: Path) -> Choice:
+    """Of a run that goes on from another's weights: the law behind predictions knows models that begin anew."""
+    tokens = choice.expected.get("tokens", 0)
+    expected = {key: value for key, value in choice.expected.items() if key in ("tokens", "step_seconds")}
+    said = f"Begins with the weights of {parent}: about {tokens / 1e6:.1f} M tokens in the time, nothing is predicted."
+    return replace(choice, reasons=choice.reasons and [choice.reasons[0], said], expected=expected)
+
+
+def require_same_shape(parent: Run, asked: dict[str, Any]) -> None:
+    """Raise UserError where `asked`, a request's model section, wants another model than the parent's weights are."""
+    has = parent.model_config.model_dump()
+    free = WEIGHTLESS if parent.model_config.family == "modern" else WEIGHTLESS - {"context_length"}  # learned there
+    others = [f"{key} = {value}" for key, value in asked.items() if key not in free and has.get(key) != value]
+    if others:
+        raise UserError(
+            f"expected the model of {parent.path} beside --from, whose weights these are, got {', '.join(others)}.",
+            "Leave these settings (or the preset that brings them) out, or begin anew without --from.",
+        )
+
+
+def weights_of(parent: Run) -> dict[str, Tensor]:
+    """Its weights, without rows for tokens that its tokenizer does not have: other projects round vocabularies up."""
+    expected, got = parent.model_config.vocab_size, parent.tokenizer.vocab_size
+    tables = {"tok_emb.weight", "head.weight"}
+    return {
+        name: weight[:got] if name in tables and expected != got else weight
+        for name, weight in parent.model.state_dict().items()
+    }
 
 
 def seconds_left(config: RunConfig, began: float) -> float | None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-import torch
 
 from lightwell.api import (
     Progress,
@@ -36,8 +35,9 @@ from lightwell.data.prepare import prepare
 from lightwell.data.sources import collect
 from lightwell.errors import RunError, UserError
 from lightwell.model.build import GPT
-from lightwell.model.count import flops_per_token, memory_bytes, parameters
-from lightwell.planner.choose import Choice, choose, choose_vocab_size
+from lightwell.model.count import flops_per_token, parameters
+from lightwell.planner.choose import Choice, choose
+from lightwell.planner.fit import require_memory
 from lightwell.planner.pilot import look_at
 from lightwell.planner.shelf import explain_keys
 from lightwell.planner.step_time import measure_step_seconds
@@ -49,6 +49,8 @@ from lightwell.store.checkpoints import list_checkpoints, pin, step_of, verify_c
 from lightwell.store.database import RunDatabase
 from lightwell.store.run_folder import DATABASE, create, is_run, open_run
 from lightwell.tokenizer.load import load_tokenizer
+from lightwell.tokenizer.size import choose_vocab_size
+from lightwell.training.memory import rows_at_once, step_memory
 
 LOOKED_AT = 8_000_000  # bytes of a long text that `plan` reads
 
@@ -136,10 +138,10 @@ def _describe(path: Path) -> dict[str, Any]:
                 ended = None  # it was extended since
     checkpoints = list_checkpoints(path)
     step = step_of(checkpoints[-1]) if checkpoints else 0
-    if not checkpoints:
-        state = "broken"
-    elif holder(path) is not None:
+    if holder(path) is not None:
         state = "running"
+    elif not checkpoints:
+        state = "broken"
     else:
         state = "done" if ended in ("done", "overfitting", "imported") else "stopped"
 
@@ -208,14 +210,7 @@ def plan_summary(text: Text | None = None, *, progress: Progress = quiet, **requ
     model = config.model.complete()
     batch_size = config.train.batch_size
     assert batch_size is not None
-    micro = config.train.micro_batch_size or batch_size
-    memory = memory_bytes(
-        model,
-        micro,
-        dtype_bytes=torch.finfo(device.dtype).bits // 8,
-        optimizer=config.optimizer.name,
-        checkpoint_activations=config.runtime.checkpoint_activations,
-    )
+    memory = step_memory(config, rows_at_once(config), device)
     flops = flops_per_token(model, model.context_length)["total"]
     per_step = batch_size * model.context_length
     step_seconds = choice.expected.get("step_seconds") or measure_step_seconds(config, device)
@@ -247,7 +242,7 @@ def plan_summary(text: Text | None = None, *, progress: Progress = quiet, **requ
             "memory_bytes": "estimated",
             "flops_per_token": "exact",
             "tokens": "exact" if budget.tokens or budget.steps else kind,
-            "seconds": "asked" if seconds == 60 * (budget.minutes or 0) else kind,
+            "seconds": "exact" if seconds == 60 * (budget.minutes or 0) else kind,
             "peak_flops": "measured",
         },
     }
@@ -265,7 +260,8 @@ def _planned(config: RunConfig, asked: Request, device: Device, progress: Progre
     minutes = config.budget.minutes
     if has_text and minutes:
         read = min(n_bytes, LOOKED_AT)
-        part = changed(config, data={"limit_bytes": read})
+        size = config.model.vocab_size or choose_vocab_size(n_bytes, 60 * minutes)  # as of the whole
+        part = changed(config, data={"limit_bytes": read}, model={"vocab_size": size})
         with tempfile.TemporaryDirectory() as parent:
             dataset = open_or_prepare(asked.text, Path(parent), part, device, None, peak, quiet, progress)
             text, vocab_size = look_at(dataset, device, seconds_left(config, began)), dataset.tokenizer.vocab_size
@@ -323,4 +319,5 @@ def profile_training(text: Text | None = None, *, trace: str | Path = "lightwell
     device = choose_device(config.runtime.device, config.runtime.dtype)
     set_threads(config)
     choice, _ = _planned(config, asked, device)
+    require_memory(choice.config, device)
     return profile_steps(choice.config, device, Path(trace))

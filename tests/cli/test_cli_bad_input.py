@@ -288,3 +288,27 @@ def test_a_signal_in_the_middle_saves_and_says_how_to_go_on(text_file, tmp_path,
     assert process.returncode == 3, words
     assert f"lightwell resume {out}" in words
     assert "Traceback" not in words
+
+
+def test_an_end_of_a_long_prompt_can_be_gone_on_from(capsys, trained):
+    arguments = ["generate", str(trained), "wells " * 200, "--max-new-tokens", "3", "--truncate-prompt", "--json"]
+    assert run(arguments) == 0
+    assert json.loads(capsys.readouterr().out)["tokens"] == 3
+
+
+def test_nothing_but_blanks_is_no_text_to_measure_on(capsys, trained, tmp_path):
+    (tmp_path / "blank.txt").write_text(" " * 16_000)
+    (tmp_path / "blank.jsonl").write_text('{"text": ""}\n')
+    for name in ("blank.txt", "blank.jsonl"):
+        code, sentence = said(capsys, "evaluate", str(trained), str(tmp_path / name))
+        assert code == 2
+        assert one_sentence(sentence), sentence
+
+
+def test_prepared_data_has_its_own_held_out_part(capsys, text_file, trained, tmp_path):
+    prepared = str(trained / "dataset")
+    for arguments in (["--val", str(text_file)], ["--set", "data.limit_bytes=100000"]):
+        code, sentence = said(capsys, "pretrain", prepared, "--steps", "1", "--out", str(tmp_path / "run"), *arguments)
+        assert code == 2
+        assert one_sentence(sentence), sentence
+        assert "prepared data" in sentence

@@ -9,7 +9,7 @@ import pytest
 from data_texts import prose
 
 from lightwell.data.dataset import diff_datasets, is_dataset, open_dataset
-from lightwell.data.prepare import default_vocab_size, prepare
+from lightwell.data.prepare import prepare
 from lightwell.data.shards import ShardWriter, TokenStream, id_dtype
 from lightwell.errors import DamagedError, DataError, SpaceError, UserError
 from lightwell.tokenizer.simple import BytesTokenizer
@@ -258,7 +258,3 @@ def test_bytes_on_disk_are_little_endian(tmp_path):
         writer.add(np.array([1, 65_536]))
     assert (tmp_path / "val-00000.bin").read_bytes() == bytes([1, 0, 0, 0, 0, 0, 1, 0])
     assert (tmp_path / "val-00000.idx").read_bytes() == bytes(8)
-
-
-def test_default_vocabulary_grows_with_the_text():
-    assert [default_vocab_size(n) for n in (1, 256_000, 1_000_000, 10**9)] == [512, 512, 2000, 8192]

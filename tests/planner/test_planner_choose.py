@@ -15,6 +15,7 @@ from lightwell.planner.compiling import Compiled
 from lightwell.planner.predict import effective_tokens, predict_bits_per_byte
 from lightwell.planner.text import Text, typical_text
 from lightwell.runtime.device import Device
+from lightwell.training.memory import step_memory
 
 CPU = Device(torch.device("cpu"), torch.float32)
 TEXT = Text(tokens=4_000_000, difficulty=1.8, gain=1.13, copying=0.92)
@@ -155,7 +156,7 @@ def test_a_batch_that_does_not_fit_is_split_until_it_does(fake_speed, monkeypatc
 def test_a_run_that_no_memory_is_free_for_is_refused_before_it_begins(monkeypatch):
     raw = {"model": {"emb_dim": 256, "n_heads": 4, "n_layers": 4, "context_length": 256}, "train": {"batch_size": 48}}
     config = changed(parse(raw), model={"vocab_size": 1024}, train={"micro_batch_size": 8})
-    needed = fit.needed_bytes(config, 8, CPU)
+    needed = step_memory(config, 8, CPU)["total"]
     monkeypatch.setattr(fit, "free_bytes", lambda: needed + 1)
     fit.require_memory(config, CPU)
     monkeypatch.setattr(fit, "free_bytes", lambda: needed - 1)
@@ -184,13 +185,6 @@ def test_sizes_that_fit_no_rung_are_said():
         chosen(60, {"model": {"emb_dim": 64, "head_dim": 7}})
 
 
-def test_vocabulary_grows_with_text_and_time():
-    sizes = [planner.choose_vocab_size(10**exponent, 600.0) for exponent in range(4, 10)]
-    assert sizes == sorted(sizes)
-    assert sizes[0] == 512
-    assert planner.choose_vocab_size(10**9, 30.0) < planner.choose_vocab_size(10**9, 7200.0)
-
-
 def test_a_huge_text_is_read_as_far_as_the_time_goes(fake_speed):
     def read(text_bytes, seconds, raw=None):
         return planner.bytes_to_read(parse(raw or {}), text_bytes, 1024, CPU, 1e11, seconds)
@@ -199,6 +193,8 @@ def test_a_huge_text_is_read_as_far_as_the_time_goes(fake_speed):
         bytes_read = read(10**12, seconds)
         consumed = chosen(seconds, text=typical_text(10**9)).expected["tokens"] * 3
         assert consumed < bytes_read < 10 * max(planner.LEAST_READ, consumed)
+    alone, among = (planner.bytes_to_read(parse({}), 10**12, 1024, CPU, 1e11, 600.0, processes) for processes in (1, 8))
+    assert 4 * alone < among
     assert read(10**6, 60.0) is None
     assert read(10**12, None) is None
     fixed = {"model": {"emb_dim": 512, "n_layers": 8, "n_heads": 8, "context_length": 512}}
@@ -291,3 +287,21 @@ def test_a_model_that_compiling_makes_faster_is_expected_to_see_more(fake_speed,
     assert faster.expected["tokens"] == pytest.approx(2 * plain.expected["tokens"], rel=0.01)
     assert faster.expected["bits_per_byte"] < plain.expected["bits_per_byte"]
     assert plain.config.runtime.compile is False
+
+
+def test_a_smaller_batch_keeps_to_what_fits_into_memory():
+    """A batch is cut where there would be few steps; its micro-batches stay as small as memory wants them."""
+    sizes = {"emb_dim": 64, "n_heads": 2, "n_layers": 2, "context_length": 64, "vocab_size": 512}
+    config = parse({"model": sizes, "train": {"batch_size": 32, "micro_batch_size": 8}})
+    for steps, batch, micro in ((90, 28, 7), (75, 24, 8), (20, 6, None)):
+        best = planner.Candidate("", config, 1.0, steps * 32 * 64, 1.0)
+        cut = planner.with_steps_enough(best, TEXT, 1000.0).config.train
+        assert (cut.batch_size, cut.micro_batch_size) == (batch, micro)
+
+
+def test_only_where_weights_fade_by_the_pass_a_run_may_take_twice_as_many():
+    sizes = {"emb_dim": 64, "n_heads": 2, "n_layers": 2, "context_length": 64, "vocab_size": 512}
+    most = planner.MOST_EPOCHS * TEXT.tokens
+    for optimizer, limit in (({}, 2 * most), ({"weight_decay": 0.0}, most), ({"name": "adamw"}, most)):
+        config = parse({"model": sizes, "train": {"batch_size": 8}, "optimizer": optimizer})
+        assert planner.last_token(planner.Candidate("", config, 1.0, 10**6, 1.0), TEXT) == limit

@@ -8,7 +8,9 @@ import torch
 
 from lightwell.config.run import changed, parse
 from lightwell.planner import fit, probe
+from lightwell.planner.step_time import Trial
 from lightwell.runtime.device import Device
+from lightwell.training.memory import rows_at_once, step_memory
 
 CPU = Device(torch.device("cpu"), torch.float32)
 SMALL = parse(
@@ -25,11 +27,11 @@ def asked(monkeypatch):
     rows: list[int] = []
 
     def takes(config, threads, timeout):
-        rows.append(probe.rows_at_once(config))
+        rows.append(rows_at_once(config))
         return 10**6 * rows[-1]
 
     monkeypatch.setattr(fit, "peak_of_a_step", takes)
-    monkeypatch.setattr(fit, "needed_bytes", lambda config, rows, device: 10**6 * rows)
+    monkeypatch.setattr(fit, "step_memory", lambda config, rows, device: {"total": 10**6 * rows})
     monkeypatch.setattr(fit, "saving_copy", lambda config: 0)
     return rows
 
@@ -82,3 +84,21 @@ def test_a_process_that_the_system_ends_or_that_hangs_tells_nothing(monkeypatch)
     for command in (dies, hangs):
         monkeypatch.setattr(probe.subprocess, "run", lambda _, command=command, **how: real(command, **how))
         assert probe.peak_of_a_step(SMALL, 1, timeout=2) is None
+
+
+def test_a_trial_does_what_a_step_of_the_run_will_do(monkeypatch):
+    """In as many micro-batches, and with activations computed twice where that was asked for."""
+    config = changed(SMALL, runtime={"checkpoint_activations": True})
+    trial = Trial(config, CPU, 12, 4)
+    assert trial.replicas.model.checkpoint_activations
+    forward, rows = trial.replicas.forward, []
+
+    def counted(ids, targets):
+        rows.append(len(ids))
+        return forward(ids, targets)
+
+    trial.replicas.forward = counted
+    trial.step()
+    assert rows == [4, 4, 4]
+    assert trial.tokens == 12 * 64
+    assert step_memory(config, 12, CPU)["total"] < step_memory(SMALL, 12, CPU)["total"]

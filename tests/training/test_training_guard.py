@@ -80,8 +80,16 @@ def test_after_patience_it_goes_back_and_passes_over(tmp_path, dataset):
         return taken(step, *rest)
 
     training.batches.batch = batch
+    evaluate, evaluated = training.evaluate, []
+
+    def counted(tokens):
+        evaluated.append(training.state.step)
+        return evaluate(tokens)
+
+    training.evaluate = counted
     spoil(training, {5, 6, 7})
     assert training_reason(training) is None
+    assert evaluated == [5, 5, 10], "the checkpoint of step 5 is of before its evaluation: what that found was lost"
     (skip,) = events(tmp_path / "run", "skip")
     assert (skip["details"]["at"], skip["details"]["batches"], skip["details"]["from_step"]) == (5, 3, 8)
     assert training.state.data_step == 13

@@ -177,3 +177,15 @@ def test_steps_that_were_taken_back_are_no_measure(clock):
     go(pace, state, clock, 50, 1.0)
     assert pace.step_seconds == pytest.approx(1.0)
     assert pace.steps(state) == pytest.approx(510, abs=12)
+
+
+def test_an_early_stop_holds_though_the_end_was_moved_at_the_same_step_and_until_the_run_is_extended(clock):
+    pace, state = make(clock, steps=100)
+    state.step = 40
+    state.decide("early_stop")
+    state.decide("steps", steps=90, warmup=2)
+    assert pace.finished(state)
+    pace.extend(state, 10)
+    assert not pace.finished(state)
+    state.step = 50
+    assert pace.finished(state)

@@ -9,10 +9,14 @@ import torch
 from training_helpers import CPU, tiny
 
 import lightwell
-from lightwell.config.run import changed, parse
+from lightwell.api import weights_of
+from lightwell.config.run import changed, parse, to_raw
 from lightwell.data.dataset import open_dataset
 from lightwell.data.prepare import prepare
 from lightwell.errors import ConfigError, UserError
+from lightwell.model.build import GPT
+from lightwell.store.checkpoint import write_checkpoint
+from lightwell.store.run_folder import create
 from lightwell.training.assemble import begins_with_pairs, new_model
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -70,6 +74,40 @@ def test_a_run_that_begins_from_another_takes_its_weights(tmp_path):
     assert child.metrics["loss"][0][1] < tied.metrics["loss"][0][1]
     with pytest.raises(UserError, match=r"train\.init beside --from"):
         lightwell.pretrain(TEXT, out=tmp_path / "no", weights_from=tied.path, settings=["train.init=random"], **asked)
+
+
+def test_beside_another_runs_weights_another_shape_is_refused_and_dropout_is_not(tmp_path):
+    asked = {"steps": 2, "val": HELD_OUT, "device": "cpu"}
+    parent = lightwell.pretrain(TEXT, out=tmp_path / "old", settings=SIZES, **asked)
+    begun = {"weights_from": parent.path, **asked}
+    with pytest.raises(UserError, match=r"got n_layers = 5"):
+        lightwell.pretrain(TEXT, out=tmp_path / "no", settings=["model.n_layers=5"], **begun)
+    with pytest.raises(UserError, match=r"family = gpt2"):
+        lightwell.pretrain(TEXT, out=tmp_path / "no", preset="gpt2-nano", **begun)
+    child = lightwell.pretrain(
+        TEXT, out=tmp_path / "new", settings=["model.drop_rate=0.2", "model.context_length=8"], **begun
+    )
+    assert (child.model_config.drop_rate, child.model_config.context_length) == (0.2, 8)
+    assert child.model_config.emb_dim == 16
+    assert child.outcome()["predicted"]["bits_per_byte"] is None, "the law knows models that begin anew"
+    assert parent.outcome()["predicted"]["bits_per_byte"] is not None
+
+
+def test_rows_for_tokens_that_no_tokenizer_has_are_left_behind(tmp_path, dataset):
+    """Other projects round vocabularies up; a run that goes on from such a model has its tokenizer's size."""
+    V = dataset.tokenizer.vocab_size
+    padded = changed(tiny("modern"), model={"vocab_size": V + 7, "tie_embeddings": False})
+    model = GPT(padded.model.complete())
+    create(tmp_path / "imported", to_raw(padded), {"import": {}}, dataset.tokenizer)
+    write_checkpoint(tmp_path / "imported", 0, model.state_dict(), {}, {})
+    parent = lightwell.load(tmp_path / "imported", device="cpu")
+    child = lightwell.pretrain(
+        TEXT, val=HELD_OUT, out=tmp_path / "new", weights_from=parent.path, steps=1, device="cpu"
+    )
+    assert child.model_config.vocab_size == V
+    weights = weights_of(parent)
+    assert weights["tok_emb.weight"].shape[0] == weights["head.weight"].shape[0] == V
+    assert torch.equal(weights["tok_emb.weight"], model.tok_emb.weight[:V])
 
 
 def test_the_beginning_does_not_depend_on_threads(dataset):

@@ -26,6 +26,9 @@ def generate(
     repetition_penalty: float = typer.Option(1.0, help="Above 1: tokens already written become less likely."),
     stop: list[str] = typer.Option([], help="Stop before this text; may be repeated."),
     seed: int = typer.Option(0, help="Same seed, same text."),
+    truncate_prompt: bool = typer.Option(
+        False, "--truncate-prompt", help="Go on from the end of a prompt that is longer than the context."
+    ),
     device: str = typer.Option("auto", help="auto, cpu, cuda, cuda:1, mps."),
     quantize: str = typer.Option(None, help="int8 or bf16 weights, where this is faster."),
     json: bool = JSON,
@@ -42,7 +45,7 @@ def generate(
         began, n_tokens, text = time.perf_counter(), 0, ""
         pieces = opened.stream(
             words, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-            repetition_penalty=repetition_penalty, stop=stop, seed=seed,
+            repetition_penalty=repetition_penalty, stop=stop, seed=seed, truncate_prompt=truncate_prompt,
         )  # fmt: skip
         if not json:
             print(words, end="", flush=True)

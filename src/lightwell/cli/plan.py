@@ -46,6 +46,8 @@ def plan(
         n_steps, per_step = thousands(found["steps"]), thousands(found["tokens_per_step"])
         print(f"{count(found['tokens'])} tokens in {n_steps} steps of {per_step}.")
     if found["seconds"] is not None:
-        print(f"{duration(found['seconds'])} on this machine ({found['device']}, {found['kinds']['seconds']}).")
+        kind = found["kinds"]["seconds"]
+        how = "as asked" if kind == "exact" else kind
+        print(f"{duration(found['seconds'])} on this machine ({found['device']}, {how}).")
     for reason in found["reasons"]:
         print(reason)

@@ -24,6 +24,7 @@ from lightwell.files.atomic import write_folder, write_manifest
 from lightwell.files.space import require_space
 from lightwell.tokenizer.base import Tokenizer
 from lightwell.tokenizer.simple import BytesTokenizer, train_characters
+from lightwell.tokenizer.size import choose_vocab_size
 
 SAMPLE_BYTES = 4_000_000  # of training text, to learn a vocabulary from: more changes hardly a token
 ENCODED_AT_ONCE = 8_000_000  # bytes
@@ -95,14 +96,9 @@ def _learn_tokenizer(kind: str, vocab_size: int | None, plan: Plan, progress: Pr
     if kind == "bpe":
         from lightwell.tokenizer.bpe import train_bpe  # tokenizers and tiktoken only where they are needed
 
-        size = vocab_size or default_vocab_size(plan.bytes[TRAIN])
+        size = vocab_size or choose_vocab_size(plan.bytes[TRAIN], None)
         return train_bpe(texts, size, progress=lambda done, total, _: progress(done, total, what))
     raise UserError(f"expected bpe, bytes or chars as the tokenizer, got {kind!r}.")
-
-
-def default_vocab_size(train_bytes: int) -> int:
-    """512 for the shortest texts to 8192 from 4 MB on: a token must occur often enough to be learned."""
-    return min(8192, max(512, train_bytes // 500))
 
 
 def _training_sample(plan: Plan) -> Iterator[str]:

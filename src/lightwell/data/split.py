@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from lightwell.errors import DataError
 
-STRETCH = 64_000  # bytes: the least to hold out, and the least to learn from
+STRETCH = 64_000  # bytes: the least to hold out; a text must have twice as much (passages are held out whole)
 SHARE = 100  # one part in so many is held out, if that is more
 MOST = 10_000_000  # bytes: the most that is held out
 SMALLEST, LARGEST = 8_000, 24_000  # bytes of a passage

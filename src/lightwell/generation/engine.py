@@ -125,7 +125,7 @@ class Engine:
             raise UserError(
                 f"expected a prompt of at most {context_length - 1} tokens, which the model's context holds after the "
                 f"separator, got {len(ids) - 1}.",
-                "Shorten it, or pass truncate_prompt to use its end alone.",
+                "Shorten it, or go on from its end alone with --truncate-prompt (truncate_prompt=True).",
             )
         return ids
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 DISCOUNT = 0.75
-SCALE = 0.1  # root mean square of the embeddings: AdamW's steps, of about 0.005, are to be small beside it (LOG.md)
+SCALE = 0.1  # root mean square of the embeddings: AdamW's steps, of 0.002 to 0.02, are to be small beside it (LOG.md)
 OWN = 0.1  # of an embedding's squares is chance: to copy a token, attention must know it from others (LOG.md)
 RIDGE = 1e-4  # of the mean square of a feature, 1
 MORE, ROUNDS = 8, 3  # of the randomised decomposition: vectors more than wanted, and products with the square

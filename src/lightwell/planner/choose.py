@@ -30,7 +30,7 @@ PILOT_SHARE = 0.7  # of that, for the pilot
 OVERHEAD = 0.25
 LEAST_READ = 4_000_000  # bytes, however little the machine seems to do just now
 READ_AHEAD = 1.5  # times the text that the budget can consume is prepared
-MOST_EPOCHS = 3  # times that a text is gone through: more would be learning it by heart (LOG.md)
+MOST_EPOCHS = 3  # times that a text is gone through: planning more gains nothing (LOG.md)
 NEARLY = 1.015  # a model that may turn out to be the best, when there is little to tell by
 LEAST_STEPS = 100  # in which a model can begin to learn, where the batch is open
 LONG = 10**9  # tokens of a run after which rates change no more
@@ -108,7 +108,7 @@ def choose(
         expected = {"bits_per_byte": bits, "tokens": tokens, "candidates": {name: bits}}
         return Choice(with_rates(chosen, tokens, text.tokens), [], expected)
     tried = climb(rungs, text, device, peak, seconds, processes)
-    if not tried:  # a single model, as fixed by the user, that is too large to try
+    if not tried:  # too large to try, mostly a single model that the user fixed
         only = with_rates(next(iter(rungs.values())), LONG, text.tokens)
         return Choice(only, ["Nothing was measured: a step does not fit into the free memory."])
     lowest = min(candidate.bits_per_byte for candidate in tried)
@@ -240,8 +240,9 @@ def with_steps_enough(best: Candidate, text: Text, seconds: float, unit: int = 1
     rows = max(unit, int(batch_size * steps / LEAST_STEPS) // unit * unit)
     if rows >= batch_size:
         return best
-    micro = best.config.train.micro_batch_size
-    split = {"micro_batch_size": micro if micro and rows % micro == 0 else None}
+    micro = best.config.train.micro_batch_size or batch_size  # as much as fits into memory
+    at_once = next(n for n in range(min(rows, micro), 0, -1) if rows % n == 0)
+    split = {"micro_batch_size": at_once if at_once < rows else None}
     config = changed(best.config, train={"batch_size": rows} | split)
     return candidate(name_of(config), config, best.step_seconds * rows / batch_size, text, seconds)
 
@@ -268,9 +269,10 @@ def most_tokens(config: RunConfig, text: Text) -> int:
 
 def last_token(best: Candidate, text: Text) -> int:
     """After how many tokens the run ends though there are minutes left. Where the minutes are what ends it, a faster
-    run than expected may go on: weights fade, so that this does no harm, only little good (LOG.md)."""
-    most = most_tokens(best.config, text)
-    return most if best.tokens >= most or best.config.budget.most_tokens else 2 * most
+    run than expected may go on: weights fade by the pass, so that this does no harm, only little good (LOG.md)."""
+    most, optimizer = most_tokens(best.config, text), best.config.optimizer
+    fades = optimizer.name == "muon" and optimizer.weight_decay is None  # `with_rates` comes later
+    return 2 * most if best.tokens < most and fades and not best.config.budget.most_tokens else most
 
 
 def predicted(config: RunConfig, tokens: int, text: Text) -> float:
@@ -306,7 +308,7 @@ def reasons(
     )
     if best.tokens == most_tokens(best.config, text) and not best.config.budget.most_tokens:
         lines.append(
-            f"The text is short: to go through it more than {MOST_EPOCHS} times would be to learn it by heart, so this"
+            f"The text is short: to go through it more than {MOST_EPOCHS} times gains nothing, so this"
             " ends before the minutes are over (--set budget.most_tokens=N to go on)."
         )
     if too_large and best.config.model == tried[-1].config.model:
@@ -320,18 +322,16 @@ def tokens_per_step(config: RunConfig) -> int:
     return config.train.batch_size * config.model.context_length
 
 
-def choose_vocab_size(text_bytes: int, seconds: float | None) -> int:
-    """A vocabulary that the text and the time can fill: each token must be seen often enough to be learned (LOG.md)."""
-    for size, enough_bytes, enough_seconds in ((8192, 1.6e7, 400), (4096, 1e6, 30), (2048, 2e5, 20), (1024, 5e4, 0)):
-        if text_bytes >= enough_bytes and (seconds is None or seconds >= enough_seconds):
-            return size
-    return 512
-
-
 def bytes_to_read(
-    config: RunConfig, text_bytes: int, vocab_size: int, device: Device, peak: float, seconds: float | None
+    config: RunConfig,
+    text_bytes: int,
+    vocab_size: int,
+    device: Device,
+    peak: float,
+    seconds: float | None,
+    processes: int = 1,
 ) -> int | None:
-    """How much of a large text the budget can consume, times 1.5; None if that is all of it.
+    """How much of a large text so many processes can consume in the budget, times 1.5; None if that is all of it.
 
     The smallest model is timed; the speed of the likeliest ones follows from that and from how much more they compute.
     """
@@ -342,7 +342,9 @@ def bytes_to_read(
     limit = min(0.4 * TRIAL_SHARE * seconds, TRIAL_SECONDS)
     slower = (measure_step_seconds(rungs[0], device, limit=limit) or guess) / guess
     endless = typical_text(10**12)
-    consumed = [int(seconds / (slower * guessed_seconds(rung, peak)) * tokens_per_step(rung)) for rung in rungs]
+    consumed = [
+        int(processes * seconds / (slower * guessed_seconds(rung, peak)) * tokens_per_step(rung)) for rung in rungs
+    ]
     bits = [predicted(rung, tokens, endless) for rung, tokens in zip(rungs, consumed)]
     tokens = next(n for n, expected in zip(consumed, bits) if expected <= NEARLY * min(bits))
     most = max(LEAST_READ, int(READ_AHEAD * tokens * (math.log2(vocab_size) / 2 - 2)))  # bytes a token: 3 of 1024

@@ -11,9 +11,10 @@ import torch
 from lightwell.config.run import RunConfig, changed
 from lightwell.errors import UserError
 from lightwell.model.count import memory_bytes
-from lightwell.planner.probe import STARTS, peak_of_a_step, rows_at_once
+from lightwell.planner.probe import STARTS, peak_of_a_step
 from lightwell.runtime.device import Device
 from lightwell.runtime.memory import free_bytes
+from lightwell.training.memory import rows_at_once, step_memory
 
 MEMORY_SHARE = 0.6  # of what is free, for the estimate: that is 0.74 to 0.93 of what is measured (LOG.md)
 PROBE_SHARE = 0.3  # of what is free: a larger estimate is checked by a step, where there is time
@@ -34,22 +35,9 @@ def split_to_fit(config: RunConfig, free: int | None, device: Device) -> RunConf
     batch_size = config.train.batch_size or 1
     fixed = config.train.micro_batch_size
     for rows in [fixed] if fixed else [n for n in range(batch_size, 0, -1) if batch_size % n == 0]:
-        if free is None or needed_bytes(config, rows, device) < MEMORY_SHARE * free:
+        if free is None or step_memory(config, rows, device)["total"] < MEMORY_SHARE * free:
             return config if rows in (batch_size, fixed) else changed(config, train={"micro_batch_size": rows})
     return None
-
-
-def needed_bytes(config: RunConfig, rows: int, device: Device) -> int:
-    """What a step with so many sequences at once takes at its peak."""
-    return memory_bytes(
-        config.model.complete(),
-        rows,
-        dtype_bytes=device.dtype.itemsize,
-        optimizer=config.optimizer.name,
-        checkpoint_activations=config.runtime.checkpoint_activations,
-        accumulate=rows < (config.train.batch_size or 1),
-        device="cuda" if device.kind == "cuda" else "cpu",
-    )["total"]
 
 
 def tried_in_memory(config: RunConfig, device: Device, step_seconds: float, limit: float) -> RunConfig:
@@ -61,7 +49,7 @@ def tried_in_memory(config: RunConfig, device: Device, step_seconds: float, limi
     for _ in range(2):
         rows = rows_at_once(config)
         long = STARTS + 2 * step_seconds * rows / batch_size
-        little = free is None or needed_bytes(config, rows, device) < PROBE_SHARE * free
+        little = free is None or step_memory(config, rows, device)["total"] < PROBE_SHARE * free
         if device.kind != "cpu" or free is None or little or rows == 1 or long > limit:
             break
         taken = peak_of_a_step(config, torch.get_num_threads(), timeout=3 * long)
@@ -81,7 +69,7 @@ def saving_copy(config: RunConfig) -> int:
 def require_memory(config: RunConfig, device: Device) -> None:
     """Raise UserError for a run that a CPU has no memory for: nothing would, and the system would end the process."""
     free = free_memory(device)
-    needed = needed_bytes(config, rows_at_once(config), device)
+    needed = step_memory(config, rows_at_once(config), device)["total"]
     if device.kind == "cpu" and free is not None and needed > free:
         raise UserError(
             f"expected a step that fits into {free / 1e9:.1f} GB of free memory, got one that needs about"

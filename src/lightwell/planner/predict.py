@@ -7,8 +7,8 @@ N parameters of the blocks (embeddings and head begin with what was counted, and
 counting sequences in as much of it, what copying from nearby saves, what counting four times as much of it gains (where
 that is little, more parameters and tokens gain little too), and how a small model fared after a moment (text.py).
 Sources: the form: Hoffmann et al. 2022 ("Chinchilla"); repetition: Muennighoff et al. 2023. The constants are fitted by
-`benchmarks/law.py` to small runs of our own, alpha and beta held near Hoffmann et al.'s; where no pilot was run, fitted
-without it (LOG.md).
+`benchmarks/law.py` to small runs of our own, each held near a plain guess (alpha and beta: Hoffmann et al.'s); where no
+pilot was run, fitted without it (LOG.md).
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from lightwell.model.count import flops_per_token
 from lightwell.planner.step_time import Trial
 from lightwell.runtime.device import Device
 from lightwell.runtime.peak import measure_peak_flops
+from lightwell.training.memory import rows_at_once
 
 STEPS = 10
 
@@ -25,7 +26,7 @@ def profile_steps(config: RunConfig, device: Device, trace: Path, rows: int = 15
     Returns `table` (text), `operations` (name, share, seconds, calls), `tokens_per_second` and `share_of_peak`.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler would print when it starts and stops
-    trial = Trial(config, device, config.train.batch_size or 1)
+    trial = Trial(config, device, config.train.batch_size or 1, rows_at_once(config))
     for _ in range(3):
         trial.step()
     start = time.perf_counter()

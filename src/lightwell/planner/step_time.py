@@ -10,12 +10,12 @@ import torch
 from lightwell.config.run import RunConfig
 from lightwell.data.batches import Batch
 from lightwell.model.build import GPT
-from lightwell.model.count import flops_per_token, memory_bytes
+from lightwell.model.count import flops_per_token
 from lightwell.runtime.device import Device
 from lightwell.runtime.memory import free_bytes
 from lightwell.runtime.seeds import generator
 from lightwell.runtime.world import World
-from lightwell.training.memory import is_out_of_memory
+from lightwell.training.memory import is_out_of_memory, step_memory
 from lightwell.training.optimizer import Optimizer
 from lightwell.training.rates import peak_rates
 from lightwell.training.replicas import Replicas
@@ -26,15 +26,18 @@ FEW = 2  # rounds of a batch that is tried in part, after one that warms up
 
 
 class Trial:
-    """A model of a complete config that can be stepped on random tokens, `rows` sequences at a time."""
+    """A model of a complete config to step on random tokens: `rows` sequences, all or `at_once` together."""
 
-    def __init__(self, config: RunConfig, device: Device, rows: int, compile: bool = False) -> None:
+    def __init__(
+        self, config: RunConfig, device: Device, rows: int, at_once: int | None = None, compile: bool = False
+    ) -> None:
         model_config = config.model.complete()
         model = GPT(model_config, generator(0, "trial")).to(device.torch_device).train()
+        model.checkpoint_activations = config.runtime.checkpoint_activations
         T = model_config.context_length
         ids = torch.randint(model_config.vocab_size or 1, (rows, T), generator=generator(0, "trial tokens"))
         self.batch = Batch(ids, ids.clone(), torch.zeros_like(ids), range(rows))
-        self.tokens = rows * T
+        self.tokens, self.at_once = rows * T, at_once or rows
         self.device, self.config = device, config
         self.replicas = Replicas(model, World(), compile=compile)
         self.optimizer = Optimizer(
@@ -46,7 +49,7 @@ class Trial:
         start = time.perf_counter()
         with torch.random.fork_rng(devices=[]):
             train_step(
-                self.replicas, self.optimizer, self.batch, micro_batch_size=len(self.batch.rows), lr_scale=0.0,
+                self.replicas, self.optimizer, self.batch, micro_batch_size=self.at_once, lr_scale=0.0,
                 clip=self.config.train.clip, seed=0, step=0, device=self.device, world=World(),
             )  # fmt: skip
         self.device.synchronise()
@@ -78,8 +81,7 @@ def measure_step_seconds(config: RunConfig, device: Device, rounds: int = 5, lim
     free = free_bytes()
 
     def fits(rows: int) -> bool:
-        needed = memory_bytes(model_config, rows, dtype_bytes=4, optimizer=config.optimizer.name)["total"]
-        return free is None or needed <= 0.8 * free
+        return free is None or step_memory(config, rows, device)["total"] <= 0.8 * free
 
     if not fits(rows):
         return None

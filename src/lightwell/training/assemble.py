@@ -22,7 +22,7 @@ from lightwell.model.count import flops_per_token, parameters
 from lightwell.model.gpt2 import GPT2
 from lightwell.model.init_bigram import initialise_from_pairs
 from lightwell.model.init_copying import initialise_copying
-from lightwell.model.kernels.build import library
+from lightwell.model.kernels.build import built
 from lightwell.model.kernels.fused import fused
 from lightwell.model.modern import Modern
 from lightwell.runtime.device import Device
@@ -90,7 +90,7 @@ def assemble(
     tokens_per_step = batch_size * model_config.context_length
 
     state = TrainState()
-    now = environment(device, world) | {"kernels": "C" if device.kind == "cpu" and library() else "PyTorch"}
+    now = environment(device, world) | {"kernels": (built() if device.kind == "cpu" else None) or "PyTorch"}
     about = {"environment": now, "dataset": dataset.fingerprint}
     saver = Saver(run, replicas, optimizer, config.checkpoint, world, record, about, observers)
     pace = Pace(config.budget, config.schedule, tokens_per_step, began=began, world=world)
@@ -210,9 +210,9 @@ def time_a_step(
             start = time.perf_counter()
             try:
                 for ids, targets in zip(batch.ids.split(micro_batch_size), batch.targets.split(micro_batch_size)):
-                    with device.autocast():
+                    with device.autocast(), fused(not replicas.compiled):
                         loss_sum, _ = replicas.forward(to(ids, device), to(targets, device))
-                    loss_sum.backward()
+                        loss_sum.backward()
                 device.synchronise()
                 times.append(time.perf_counter() - start)
             except RuntimeError as error:

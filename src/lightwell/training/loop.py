@@ -92,6 +92,7 @@ def run(t: Training) -> str | None:
             take_stock(t, lag=1 if t.device.kind == "cuda" else 0)
             if must_go_back(state, t.config.guard):
                 reason = go_back(t)
+                do_owed_work(t)  # a checkpoint is saved before its evaluation
                 continue
             t.pace.replan(state)
             state.seconds = t.pace.elapsed()

@@ -85,8 +85,8 @@ class Pace:
 
     def finished(self, state: TrainState) -> bool:
         """Whether the run has come to its end: its last step, or an early stop after the last extension."""
-        early, last = state.decided("early_stop"), _last(state)
-        return state.step >= last["steps"] or (early is not None and early["step"] > last["step"])
+        newer = state.decided("early_stop", "extended")
+        return state.step >= _last(state)["steps"] or (newer is not None and newer["kind"] == "early_stop")
 
     def lr_scale(self, state: TrainState, step: int) -> float:
         """The share of the peak rate with which step number `step` (from 0) is made."""

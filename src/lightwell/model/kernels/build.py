@@ -36,6 +36,12 @@ def library() -> ctypes.CDLL | None:
     return _loaded()[0]
 
 
+def built() -> str | None:
+    """The name of the library that is used, after all that its bits depend on; None where there is none."""
+    found = library()
+    return Path(found._name).stem if found else None
+
+
 def why_not() -> str | None:
     """Why the C kernels are not used, or None if they are."""
     return _loaded()[1]
