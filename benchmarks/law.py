@@ -26,7 +26,7 @@ from lightwell.data.dataset import open_dataset
 from lightwell.model.count import parameters_of_blocks
 from lightwell.planner.choose import MOST_EPOCHS
 from lightwell.planner.pilot import with_pilot
-from lightwell.planner.predict import LEAST_GAIN, PARAMETERS_PER_TOKEN, Law, effective_tokens
+from lightwell.planner.predict import PARAMETERS_PER_TOKEN, Law, effective_tokens
 from lightwell.planner.text import Text, describe
 from lightwell.runtime.device import choose_device
 from lightwell.tokenizer.size import choose_vocab_size
@@ -40,7 +40,7 @@ POINTS = (
 SECONDS = 120.0  # the budget for which the vocabulary is chosen
 HELD_OUT = 80_000  # tokens that each run is measured on
 ROUND = 0.02  # errors below it count by their square
-PRIOR = 3e-2  # weight of staying near `usual`: a few points cannot tell all nine constants apart
+PRIOR = 1e-2  # weight of staying near `usual`: a few points cannot tell all eight constants apart
 
 
 @cache
@@ -84,21 +84,21 @@ def add(out: Path, row: dict[str, Any]) -> None:
 
 
 def law(constants: Tensor, rows: list[dict[str, Any]]) -> Tensor:
-    """predict.py's law for all rows; constants: delta, kappa, gamma, rho and the logarithms of E, A, B, alpha, beta."""
+    """predict.py's law for all rows; constants: delta, kappa, rho and the logarithms of E, alpha, beta, and of what is
+    lacking at a million parameters, N_c^alpha, and at a million tokens, D_c^beta."""
 
     def column(of: Callable[[dict[str, Any]], float]) -> Tensor:
         return torch.tensor([of(row) for row in rows], dtype=torch.float64)
 
-    delta, kappa, gamma, rho, E, A, B, alpha, beta = constants
-    million = 1e6  # of parameters and tokens: A and B then say what they are worth there
+    delta, kappa, rho, E, alpha, beta, A, B = constants
+    alpha, beta, million = torch.exp(alpha), torch.exp(beta), 1e6
     new = column(lambda row: effective_tokens(row["tokens"], row["unique_tokens"]) / million)
     size = column(lambda row: min(row["in_blocks"], PARAMETERS_PER_TOKEN * row["unique_tokens"]) / million)
-    counts = column(lambda row: text_of(row).bits_of_counts(row["tokens"]))
+    counts = column(lambda row: row["difficulty"])
     floor = torch.exp(E) * column(lambda row: row["copying"]) ** kappa
-    lacking = torch.exp(A) / size ** torch.exp(alpha) + torch.exp(B) / new ** torch.exp(beta)
-    more = column(lambda row: max(LEAST_GAIN, row["gain"] - 1)) ** gamma
+    lacking = (torch.exp(A / beta) / size ** (alpha / beta) + torch.exp(B / beta) / new) ** beta
     learned = column(lambda row: text_of(row).learned) ** rho
-    return learned * counts**delta * (floor + more * lacking)
+    return learned * counts**delta * (floor + lacking)
 
 
 def text_of(row: dict[str, Any]) -> Text:
@@ -117,7 +117,7 @@ def fitted(rows: list[dict[str, Any]]) -> Tensor:
     runs = is_of.sum(dim=1)
     has_others = runs[is_of.argmax(dim=0)] > 1  # of each row
     # alpha and beta: Hoffmann et al.'s; the others: as if texts differed by their counts alone
-    usual = torch.tensor([1.0, 0.5, 0.0, 1.0, -0.5, -1.6, -1.6, math.log(0.34), math.log(0.28)], dtype=torch.float64)
+    usual = torch.tensor([1.0, 1.0, 1.0, -0.4, math.log(0.34), math.log(0.28), -1.9, -1.6], dtype=torch.float64)
     constants = usual.clone().requires_grad_()
     optimizer = torch.optim.LBFGS([constants], max_iter=1000, line_search_fn="strong_wolfe", history_size=30)
 
@@ -129,7 +129,7 @@ def fitted(rows: list[dict[str, Any]]) -> Tensor:
         off = law(constants, rows).clamp(min=1e-3).log() - measured.log()
         average = (is_of @ off) / runs
         beyond = (off - average @ is_of)[has_others]
-        loss = 0.5 * size_of(average) + 0.5 * size_of(beyond) + PRIOR * (constants - usual).square().mean()
+        loss = 0.4 * size_of(average) + 0.6 * size_of(beyond) + PRIOR * (constants - usual).square().mean()
         loss.backward()
         return loss
 
@@ -143,18 +143,23 @@ def off(constants: Tensor, rows: list[dict[str, Any]]) -> list[float]:
 
 
 def fit(out: Path) -> None:
-    """The law with a pilot, from the texts that are long enough for one; and without, from all."""
+    """The law with a pilot and without, from the texts that are long enough for one, and from those that are not."""
     too_often = MOST_EPOCHS + 1  # times through a text, as the planner has it
     rows = [row for row in read(out) if row["tokens"] < too_often * row["unique_tokens"]]
-    fit_one("with a pilot", [row for row in rows if row["pilot"]])
-    fit_one("without", [row | {"pilot": None} for row in rows])
+    long = [row for row in rows if row["pilot"]]
+    fit_one("WITH_PILOT", long)
+    fit_one("WITHOUT", [row | {"pilot": None} for row in long])
+    fit_one("SHORT", [row for row in rows if not row["pilot"]])
 
 
 def fit_one(name: str, rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        return
     constants = fitted(rows)
-    delta, kappa, gamma, rho, *others = constants.tolist()
-    E, A, B, alpha, beta = map(math.exp, others)
-    print(f"\n{name}: {Law(*(round(c, 3) for c in (alpha, beta, delta, kappa, gamma, rho, E, A, B)))}")
+    delta, kappa, rho, *others = constants.tolist()
+    E, alpha, beta, A, B = map(math.exp, others)
+    found = Law(alpha, beta, delta, kappa, rho, E, A ** (1 / alpha), B ** (1 / beta))
+    print(f"\n{name} = {Law(*(float(f'{constant:.3g}') for constant in found))}")
     errors = off(constants, rows)
     print(f"all texts in the fit: {mean(errors):.1%} off on average, {max(map(abs, errors)):.1%} at most")
     left_out: list[float] = []
