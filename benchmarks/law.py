@@ -24,7 +24,7 @@ from torch import Tensor
 import small_runs
 from lightwell.data.dataset import open_dataset
 from lightwell.model.count import parameters_of_blocks
-from lightwell.planner.choose import MOST_EPOCHS
+from lightwell.planner.choose import CLOSE, MOST_EPOCHS
 from lightwell.planner.pilot import with_pilot
 from lightwell.planner.predict import PARAMETERS_PER_TOKEN, Law, effective_tokens
 from lightwell.planner.text import Text, describe
@@ -109,7 +109,7 @@ def fitted(rows: list[dict[str, Any]]) -> Tensor:
     """The constants with the least error of the logarithm: not its square, so that a text apart does not bend all.
 
     Two errors, and both count: that of a text on average, and that of each run beyond its text's, where a text has
-    several. By the second one the planner chooses between sizes.
+    several. By the second one the planner chooses between sizes. Rows of sweep.py, which have `minutes`, show how well.
     """
     measured = torch.tensor([row["bits_per_byte"] for row in rows], dtype=torch.float64)
     texts = sorted({row["text"] for row in rows})
@@ -163,16 +163,33 @@ def fit_one(name: str, rows: list[dict[str, Any]]) -> None:
     errors = off(constants, rows)
     print(f"all texts in the fit: {mean(errors):.1%} off on average, {max(map(abs, errors)):.1%} at most")
     left_out: list[float] = []
+    behind: list[float] = []
     for text in sorted({row["text"] for row in rows}):
         without = fitted([row for row in rows if row["text"] != text])
-        errors = off(without, [row for row in rows if row["text"] == text])
+        mine = [row for row in rows if row["text"] == text]
+        errors = off(without, mine)
         left_out.append(mean(errors))
         print(f"{text} left out of the fit: {mean(errors):.1%} off on average, {max(map(abs, errors)):.1%} at most")
+        for minutes in sorted({row["minutes"] for row in mine if row.get("minutes")}):
+            sizes = [row for row in mine if row.get("minutes") == minutes]
+            if len(sizes) > 1:
+                chosen, best = choice(without, sizes), min(sizes, key=lambda row: row["bits_per_byte"])
+                behind.append(chosen["bits_per_byte"] / best["bits_per_byte"] - 1)
+                print(f"  {minutes:g} minutes: it chooses {chosen['size']}, {behind[-1]:.1%} behind {best['size']}")
     print(f"each text left out in turn: {mean(left_out):.1%} off on average")
+    if behind:
+        print(f"its choices: {mean(behind):.2%} behind the best on average, {max(behind):.1%} at most")
     print("\n| text | size | in blocks | tokens | bits per byte | the law says |\n|---|---|---|---|---|---|")
     for row, says in zip(rows, law(constants, rows).tolist()):
         figures = f"{row['in_blocks']:,} | {row['tokens']:,} | {row['bits_per_byte']:.3f} | {says:.3f}"
         print(f"| {row['text']} | {row['size']} | {figures} |")
+
+
+def choice(constants: Tensor, sizes: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the planner would take of these runs: the smallest of those that are as good, by prediction."""
+    says = dict(zip((row["size"] for row in sizes), law(constants, sizes).tolist()))
+    ordered = sorted(sizes, key=lambda row: row["in_blocks"])
+    return next(row for row in ordered if says[row["size"]] <= CLOSE * min(says.values()))
 
 
 def mean(errors: list[float]) -> float:
