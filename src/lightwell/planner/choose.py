@@ -30,7 +30,7 @@ PILOT_SHARE = 0.7  # of that, for the pilot
 OVERHEAD = 0.25
 LEAST_READ = 4_000_000  # bytes, however little the machine seems to do just now
 READ_AHEAD = 1.5  # times the text that the budget can consume is prepared
-MOST_EPOCHS = 3  # times that a text is gone through: planning more gains nothing (LOG.md)
+MOST_EPOCHS = 3  # times that a text is gone through: planning more gains little (LOG.md)
 NEARLY = 1.015  # a model that may turn out to be the best, when there is little to tell by
 LEAST_STEPS = 100  # in which a model can begin to learn, where the batch is open
 LONG = 10**9  # tokens of a run after which rates change no more
@@ -308,7 +308,7 @@ def reasons(
     )
     if best.tokens == most_tokens(best.config, text) and not best.config.budget.most_tokens:
         lines.append(
-            f"The text is short: to go through it more than {MOST_EPOCHS} times gains nothing, so this"
+            f"The text is short: to go through it more than {MOST_EPOCHS} times gains little, so this"
             " ends before the minutes are over (--set budget.most_tokens=N to go on)."
         )
     if too_large and best.config.model == tried[-1].config.model:
