@@ -74,7 +74,7 @@ def test_a_real_step_in_a_process_of_its_own_tells_its_memory():
     many = probe.peak_of_a_step(changed(SMALL, train={"batch_size": 256}), 1, timeout=60)
     assert few is not None
     assert many is not None
-    assert many - few > 100e6  # the logits alone are 33 MB in float32, and so are their gradients
+    assert many - few > 60e6  # the logits are 33 MB in float32, and so are their gradients
 
 
 def test_a_process_that_the_system_ends_or_that_hangs_tells_nothing(monkeypatch):
