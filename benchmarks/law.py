@@ -109,7 +109,7 @@ def fitted(rows: list[dict[str, Any]]) -> Tensor:
     """The constants with the least error of the logarithm: not its square, so that a text apart does not bend all.
 
     Two errors, and both count: that of a text on average, and that of each run beyond its text's, where a text has
-    several. By the second one the planner chooses between sizes. Rows of sweep.py, which have `minutes`, show how well.
+    several. By the second one the planner chooses between sizes.
     """
     measured = torch.tensor([row["bits_per_byte"] for row in rows], dtype=torch.float64)
     texts = sorted({row["text"] for row in rows})
@@ -153,6 +153,8 @@ def fit(out: Path) -> None:
 
 
 def fit_one(name: str, rows: list[dict[str, Any]]) -> None:
+    """Print the constants, and how far off texts are that are left out of the fit. Rows of sweep.py, which have
+    `minutes`, also tell how good the choice between their sizes is."""
     if not rows:
         return
     constants = fitted(rows)
@@ -173,7 +175,8 @@ def fit_one(name: str, rows: list[dict[str, Any]]) -> None:
         for minutes in sorted({row["minutes"] for row in mine if row.get("minutes")}):
             sizes = [row for row in mine if row.get("minutes") == minutes]
             if len(sizes) > 1:
-                chosen, best = choice(without, sizes), min(sizes, key=lambda row: row["bits_per_byte"])
+                chosen = choice(sizes, law(without, sizes).tolist())
+                best = min(sizes, key=lambda row: row["bits_per_byte"])
                 behind.append(chosen["bits_per_byte"] / best["bits_per_byte"] - 1)
                 print(f"  {minutes:g} minutes: it chooses {chosen['size']}, {behind[-1]:.1%} behind {best['size']}")
     print(f"each text left out in turn: {mean(left_out):.1%} off on average")
@@ -185,11 +188,10 @@ def fit_one(name: str, rows: list[dict[str, Any]]) -> None:
         print(f"| {row['text']} | {row['size']} | {figures} |")
 
 
-def choice(constants: Tensor, sizes: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the planner would take of these runs: the smallest of those that are as good, by prediction."""
-    says = dict(zip((row["size"] for row in sizes), law(constants, sizes).tolist()))
-    ordered = sorted(sizes, key=lambda row: row["in_blocks"])
-    return next(row for row in ordered if says[row["size"]] <= CLOSE * min(says.values()))
+def choice(sizes: list[dict[str, Any]], says: list[float]) -> dict[str, Any]:
+    """What the planner would take of these runs by their predictions: the smallest of those that are as good."""
+    good = [row for row, expected in zip(sizes, says) if expected <= CLOSE * min(says)]
+    return min(good, key=lambda row: row["in_blocks"])
 
 
 def mean(errors: list[float]) -> float:

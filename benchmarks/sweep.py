@@ -21,7 +21,7 @@ import torch
 import law
 import small_runs
 from lightwell.planner import choose
-from lightwell.planner.choose import CLOSE, OVERHEAD
+from lightwell.planner.choose import OVERHEAD
 from lightwell.planner.predict import predict_bits_per_byte
 from lightwell.planner.step_time import Trial
 from lightwell.runtime.allocator import keep_freed_memory
@@ -69,8 +69,7 @@ def table(out: Path) -> None:
         mine = [row for row in rows if (row["text"], row["minutes"]) == (text, minutes)]
         says = {row["size"]: predict_bits_per_byte(row["in_blocks"], row["tokens"], law.text_of(row)) for row in mine}
         rungs = [row for size in LADDER for row in mine if row["size"] == size]
-        lowest = min(says[row["size"]] for row in rungs)
-        chosen = next(row for row in rungs if says[row["size"]] <= CLOSE * lowest)
+        chosen = law.choice(rungs, [says[row["size"]] for row in rungs])
         best = min(mine, key=lambda row: row["bits_per_byte"])
         bits, expected = chosen["bits_per_byte"], says[chosen["size"]]
         print(

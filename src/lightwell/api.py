@@ -539,11 +539,11 @@ def can_go_on(path: Path, asked: Request, force: bool, say: Say) -> bool:
 
     Raises RunError showing the differences if it was asked for otherwise, and for a folder of something else.
     """
-    if is_run(path) and not has_begun(path):
-        return False  # another process may be about to train here: the lock will tell
     if not is_run(path):
         require_free(path)
         return False
+    if not has_begun(path):
+        return False  # another process may be about to train here: the lock will tell
     before = open_run(path, need_checkpoint=False).request
     differences = [
         f"{section}.{key}: {before.get(section, {}).get(key)} -> {asked.raw.get(section, {}).get(key)}"
@@ -652,9 +652,7 @@ def plan_run(
     that is larger than the config allows."""
     vocab_size = dataset.tokenizer.vocab_size
     if parent:
-        own = {
-            key: value for key, value in config.model.model_dump().items() if key in WEIGHTLESS and value is not None
-        }
+        own = config.model.model_dump(include=WEIGHTLESS, exclude_none=True)
         config = changed(config, model=parent.model_config.model_dump() | own)
         config = with_rates(config, LONG, math.inf)  # it has learned already, and should not forget
     if config.model.vocab_size is not None and vocab_size > config.model.vocab_size:
@@ -670,9 +668,8 @@ def plan_run(
 
 def without_prediction(choice: Choice, parent: Path) -> Choice:
     """Of a run that goes on from another's weights: the law behind predictions knows models that begin anew."""
-    tokens = choice.expected.get("tokens", 0)
     expected = {key: value for key, value in choice.expected.items() if key in ("tokens", "step_seconds")}
-    said = f"Begins with the weights of {parent}: about {tokens / 1e6:.1f} M tokens in the time, nothing is predicted."
+    said = f"Begins with the weights of {parent}; of such a run nothing is predicted."
     return replace(choice, reasons=choice.reasons and [choice.reasons[0], said], expected=expected)
 
 
@@ -690,12 +687,8 @@ def require_same_shape(parent: Run, asked: dict[str, Any]) -> None:
 
 def weights_of(parent: Run) -> dict[str, Tensor]:
     """Its weights, without rows for tokens that its tokenizer does not have: other projects round vocabularies up."""
-    expected, got = parent.model_config.vocab_size, parent.tokenizer.vocab_size
-    tables = {"tok_emb.weight", "head.weight"}
-    return {
-        name: weight[:got] if name in tables and expected != got else weight
-        for name, weight in parent.model.state_dict().items()
-    }
+    V, tables = parent.tokenizer.vocab_size, {"tok_emb.weight", "head.weight"}
+    return {name: weight[:V] if name in tables else weight for name, weight in parent.model.state_dict().items()}
 
 
 def seconds_left(config: RunConfig, began: float) -> float | None:

@@ -37,8 +37,9 @@ from lightwell.errors import RunError, UserError
 from lightwell.model.build import GPT
 from lightwell.model.count import flops_per_token, parameters
 from lightwell.planner.choose import Choice, choose
-from lightwell.planner.fit import require_memory
+from lightwell.planner.fit import require_memory, step_memory
 from lightwell.planner.pilot import look_at
+from lightwell.planner.probe import rows_at_once
 from lightwell.planner.shelf import explain_keys
 from lightwell.planner.step_time import measure_step_seconds
 from lightwell.planner.text import typical_text
@@ -50,7 +51,6 @@ from lightwell.store.database import RunDatabase
 from lightwell.store.run_folder import DATABASE, create, is_run, open_run
 from lightwell.tokenizer.load import load_tokenizer
 from lightwell.tokenizer.size import choose_vocab_size
-from lightwell.training.memory import rows_at_once, step_memory
 
 LOOKED_AT = 8_000_000  # bytes of a long text that `plan` reads
 

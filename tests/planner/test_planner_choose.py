@@ -15,7 +15,6 @@ from lightwell.planner.compiling import Compiled
 from lightwell.planner.predict import effective_tokens, predict_bits_per_byte
 from lightwell.planner.text import Text, typical_text
 from lightwell.runtime.device import Device
-from lightwell.training.memory import step_memory
 
 CPU = Device(torch.device("cpu"), torch.float32)
 TEXT = Text(tokens=4_000_000, difficulty=1.8, gain=1.13, copying=0.92)
@@ -52,9 +51,8 @@ def test_more_time_never_means_a_smaller_model(fake_speed):
 
 
 def test_a_short_text_means_a_small_model_however_long_the_time(fake_speed):
-    sizes = [size(chosen(36000, text=replace(TEXT, tokens=n))) for n in (10_000, 50_000, 200_000)]
-    assert sizes == sorted(sizes)
-    assert sizes[0] < sizes[-1]
+    sizes = [size(chosen(36000, text=replace(TEXT, tokens=n))) for n in (10_000, 50_000, 1_000_000)]
+    assert sizes == sorted(set(sizes))
 
 
 def test_a_short_text_is_gone_through_a_few_times_and_that_is_said(fake_speed):
@@ -157,7 +155,7 @@ def test_a_batch_that_does_not_fit_is_split_until_it_does(fake_speed, monkeypatc
 def test_a_run_that_no_memory_is_free_for_is_refused_before_it_begins(monkeypatch):
     raw = {"model": {"emb_dim": 256, "n_heads": 4, "n_layers": 4, "context_length": 256}, "train": {"batch_size": 48}}
     config = changed(parse(raw), model={"vocab_size": 1024}, train={"micro_batch_size": 8})
-    needed = step_memory(config, 8, CPU)["total"]
+    needed = fit.step_memory(config, 8, CPU)["total"]
     monkeypatch.setattr(fit, "free_bytes", lambda: needed + 1)
     fit.require_memory(config, CPU)
     monkeypatch.setattr(fit, "free_bytes", lambda: needed - 1)

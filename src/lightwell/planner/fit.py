@@ -11,10 +11,9 @@ import torch
 from lightwell.config.run import RunConfig, changed
 from lightwell.errors import UserError
 from lightwell.model.count import memory_bytes
-from lightwell.planner.probe import STARTS, peak_of_a_step
+from lightwell.planner.probe import STARTS, peak_of_a_step, rows_at_once
 from lightwell.runtime.device import Device
 from lightwell.runtime.memory import free_bytes
-from lightwell.training.memory import rows_at_once, step_memory
 
 MEMORY_SHARE = 0.6  # of what is free, for the estimate: that is 0.74 to 0.93 of what is measured (LOG.md)
 PROBE_SHARE = 0.3  # of what is free: a larger estimate is checked by a step, where there is time
@@ -38,6 +37,20 @@ def split_to_fit(config: RunConfig, free: int | None, device: Device) -> RunConf
         if free is None or step_memory(config, rows, device)["total"] < MEMORY_SHARE * free:
             return config if rows in (batch_size, fixed) else changed(config, train={"micro_batch_size": rows})
     return None
+
+
+def step_memory(config: RunConfig, rows: int, device: Device) -> dict[str, int]:
+    """What a step of a complete config with so many sequences at once takes at its peak, by kind, estimated in bytes
+    (model/count.py)."""
+    return memory_bytes(
+        config.model.complete(),
+        rows,
+        dtype_bytes=device.dtype.itemsize,
+        optimizer=config.optimizer.name,
+        checkpoint_activations=config.runtime.checkpoint_activations,
+        accumulate=rows < (config.train.batch_size or 1),
+        device="cuda" if device.kind == "cuda" else "cpu",
+    )
 
 
 def tried_in_memory(config: RunConfig, device: Device, step_seconds: float, limit: float) -> RunConfig:

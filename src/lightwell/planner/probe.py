@@ -38,7 +38,6 @@ def main() -> None:
 
     from lightwell.planner.step_time import Trial
     from lightwell.runtime.device import choose_device
-    from lightwell.training.memory import rows_at_once
 
     with suppress(OSError):  # not on every system, and not needed
         Path("/proc/self/oom_score_adj").write_text("1000")
@@ -47,6 +46,11 @@ def main() -> None:
     began = peak_bytes() or 0
     Trial(config, choose_device("cpu", config.runtime.dtype), rows_at_once(config)).step()
     sys.stdout.write(str((peak_bytes() or 0) - began))  # to the process that asked
+
+
+def rows_at_once(config: RunConfig) -> int:
+    batch_size = config.train.batch_size or 1
+    return min(batch_size, config.train.micro_batch_size or batch_size)
 
 
 if __name__ == "__main__":

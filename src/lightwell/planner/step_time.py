@@ -11,11 +11,12 @@ from lightwell.config.run import RunConfig
 from lightwell.data.batches import Batch
 from lightwell.model.build import GPT
 from lightwell.model.count import flops_per_token
+from lightwell.planner.fit import step_memory
 from lightwell.runtime.device import Device
 from lightwell.runtime.memory import free_bytes
 from lightwell.runtime.seeds import generator
 from lightwell.runtime.world import World
-from lightwell.training.memory import is_out_of_memory, step_memory
+from lightwell.training.memory import is_out_of_memory
 from lightwell.training.optimizer import Optimizer
 from lightwell.training.rates import peak_rates
 from lightwell.training.replicas import Replicas

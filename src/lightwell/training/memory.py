@@ -11,10 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lightwell.config.run import RunConfig
 from lightwell.errors import StoppedEarly
-from lightwell.model.count import memory_bytes
-from lightwell.runtime.device import Device
 from lightwell.training.step import StepResult
 
 if TYPE_CHECKING:
@@ -45,26 +42,6 @@ def within_memory(t: Training, step: Callable[[], StepResult]) -> StepResult:
             )
         t.micro_batch_size = -(-t.micro_batch_size // 2)
         t.state.decide(MICRO_BATCH, size=t.micro_batch_size)
-
-
-def step_memory(config: RunConfig, rows: int, device: Device) -> dict[str, int]:
-    """What a step of a complete config with so many sequences at once takes at its peak, by kind, estimated in bytes
-    (model/count.py)."""
-    return memory_bytes(
-        config.model.complete(),
-        rows,
-        dtype_bytes=device.dtype.itemsize,
-        optimizer=config.optimizer.name,
-        checkpoint_activations=config.runtime.checkpoint_activations,
-        accumulate=rows < (config.train.batch_size or 1),
-        device="cuda" if device.kind == "cuda" else "cpu",
-    )
-
-
-def rows_at_once(config: RunConfig) -> int:
-    """Sequences of a micro-batch."""
-    batch_size = config.train.batch_size or 1
-    return min(batch_size, config.train.micro_batch_size or batch_size)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
