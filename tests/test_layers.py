@@ -25,12 +25,14 @@ MAY_IMPORT = {
 }
 BELOW = " ".join(MAY_IMPORT)
 MAY_IMPORT |= {
-    "api": BELOW,
-    "inspection": f"{BELOW} api",
-    "inside": f"{BELOW} api",
-    "lessons": f"{BELOW} api inspection inside",
-    "studio": f"{BELOW} api inspection inside",
-    "cli": f"{BELOW} api inspection inside",
+    "trained": BELOW,
+    "beginning": f"{BELOW} trained",
+    "api": f"{BELOW} trained beginning",
+    "inspection": f"{BELOW} trained beginning api",
+    "inside": f"{BELOW} trained beginning api",
+    "lessons": f"{BELOW} trained beginning api inspection inside",
+    "studio": f"{BELOW} trained beginning api inspection inside",
+    "cli": f"{BELOW} trained beginning api inspection inside",
     "__main__": "cli",
 }
 

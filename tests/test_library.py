@@ -4,10 +4,11 @@ import pytest
 import torch
 
 import lightwell
-from lightwell.api import longest_copy_from, read_request
+from lightwell.beginning import read_request
 from lightwell.errors import LockedError
 from lightwell.files.lock import lock_folder
 from lightwell.inspection import describe_runs, plan_summary
+from lightwell.trained import longest_copy_from
 
 TINY = ["model.context_length=32", "model.emb_dim=32", "model.n_heads=2", "model.n_layers=1", "tokenizer.kind=bytes"]
 

@@ -22,11 +22,11 @@ _NAMES = {  # public name -> module that defines it; tests/test_public_names.py 
     "GPT_CONFIG_124M": "lightwell.config.gpt",
     "LightwellError": "lightwell.errors",
     "ModernConfig": "lightwell.config.gpt",
-    "Run": "lightwell.api",
+    "Run": "lightwell.trained",
     "StoppedEarly": "lightwell.errors",
     "UserError": "lightwell.errors",
     "card": "lightwell.glass.card",
-    "load": "lightwell.api",
+    "load": "lightwell.trained",
     "pretrain": "lightwell.api",
     "resume": "lightwell.api",
     "trace": "lightwell.glass.capture",
@@ -34,8 +34,6 @@ _NAMES = {  # public name -> module that defines it; tests/test_public_names.py 
 __all__ = sorted(_NAMES)
 
 if TYPE_CHECKING:
-    from lightwell.api import Run as Run
-    from lightwell.api import load as load
     from lightwell.api import pretrain as pretrain
     from lightwell.api import resume as resume
     from lightwell.config.gpt import GPT_CONFIG_124M as GPT_CONFIG_124M
@@ -48,6 +46,8 @@ if TYPE_CHECKING:
     from lightwell.glass.capture import trace as trace
     from lightwell.glass.card import card as card
     from lightwell.model.build import GPT as GPT
+    from lightwell.trained import Run as Run
+    from lightwell.trained import load as load
 
 
 def __getattr__(name: str) -> Any:

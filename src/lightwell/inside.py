@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from lightwell.api import Run, load
 from lightwell.errors import UserError
 from lightwell.glass.figures import plain
 from lightwell.show.bars import draw_bars
@@ -28,6 +27,7 @@ from lightwell.show.heat import draw_heat
 from lightwell.show.table import draw_table
 from lightwell.show.terminal import paint, visible_width
 from lightwell.show.units import percent
+from lightwell.trained import Run, load
 
 Progress = Callable[[int, int | None, str], None]
 EXAMPLE_TEXT = "The light falls into the well."

@@ -11,22 +11,8 @@ from typing import Any
 
 import tomli_w
 
-from lightwell.api import (
-    Progress,
-    Request,
-    Run,
-    Text,
-    as_paths,
-    load,
-    open_or_prepare,
-    outcome_of,
-    plan_run,
-    quiet,
-    read_request,
-    seconds_left,
-    set_threads,
-    with_budget,
-)
+from lightwell.api import set_threads
+from lightwell.beginning import Request, open_or_prepare, plan_run, read_request, seconds_left, with_budget
 from lightwell.config.presets import PRESETS
 from lightwell.config.presets import preset as read_preset
 from lightwell.config.run import RunConfig, changed, parse, to_raw
@@ -51,6 +37,7 @@ from lightwell.store.database import RunDatabase
 from lightwell.store.run_folder import DATABASE, create, is_run, open_run
 from lightwell.tokenizer.load import load_tokenizer
 from lightwell.tokenizer.size import choose_vocab_size
+from lightwell.trained import Progress, Run, Text, as_paths, load, outcome_of, quiet
 
 LOOKED_AT = 8_000_000  # bytes of a long text that `plan` reads
 

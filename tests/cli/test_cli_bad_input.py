@@ -296,6 +296,30 @@ def test_an_end_of_a_long_prompt_can_be_gone_on_from(capsys, trained):
     assert json.loads(capsys.readouterr().out)["tokens"] == 3
 
 
+def test_a_prompt_that_is_refused_is_not_written_first(capsys, trained):
+    assert run(["generate", str(trained), "wells " * 200]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert one_sentence(told.err), told.err
+
+
+def test_a_prompt_that_is_refused_does_not_end_a_conversation(capsys, monkeypatch, trained):
+    typed = iter(["wells " * 200, "wells"])
+
+    def ask(_):
+        try:
+            return next(typed)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", ask)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    assert run(["generate", str(trained), "--max-new-tokens", "3"]) == 0
+    told = capsys.readouterr()
+    assert told.out.startswith("wells")
+    assert "expected a prompt of at most" in told.err
+
+
 def test_nothing_but_blanks_is_no_text_to_measure_on(capsys, trained, tmp_path):
     (tmp_path / "blank.txt").write_text(" " * 16_000)
     (tmp_path / "blank.jsonl").write_text('{"text": ""}\n')

@@ -9,7 +9,7 @@ import torch
 from training_helpers import CPU, tiny
 
 import lightwell
-from lightwell.api import weights_of
+from lightwell.beginning import weights_of
 from lightwell.config.run import changed, parse, to_raw
 from lightwell.data.dataset import open_dataset
 from lightwell.data.prepare import prepare

@@ -17,8 +17,8 @@ def evaluate(
     json: bool = JSON,
 ) -> None:
     """Held-out loss, bits per byte and perplexity."""
-    from lightwell.api import load
     from lightwell.cli.progress import WorkProgress
+    from lightwell.trained import load
 
     work = WorkProgress()
     found = load(run, device=device).evaluate(text or None, progress=work)

@@ -8,6 +8,7 @@ import time
 import typer
 
 from lightwell.cli.common import JSON, make_app, say, show_json
+from lightwell.errors import UserError
 
 app = make_app()
 
@@ -34,7 +35,7 @@ def generate(
     json: bool = JSON,
 ) -> None:
     """Stream text from a run."""
-    from lightwell.api import load
+    from lightwell.trained import load
 
     opened = load(run, device=device)
     if quantize:
@@ -68,4 +69,7 @@ def generate(
             words = input("> ")
         except EOFError:
             return
-        write(words)
+        try:
+            write(words)
+        except UserError as error:  # the next prompt may do
+            say(f"{error}")

@@ -19,6 +19,7 @@ def plan(
     config: str = typer.Option(None, help="A TOML file with a run's config."),
     set_: list[str] = typer.Option([], "--set", metavar="SECTION.KEY=VALUE", help="Fix one key; may be repeated."),
     device: str = typer.Option(None, help="auto, cpu, cuda, cuda:1, mps."),
+    val: list[str] = typer.Option(None, help="Text to hold out, instead of a part of TEXT."),
     json: bool = JSON,
 ) -> None:
     """Parameters, memory, FLOPs, tokens and time, before anything runs."""
@@ -28,7 +29,7 @@ def plan(
     progress = WorkProgress()
     found = plan_summary(
         text or None, minutes=minutes, tokens=tokens, steps=steps, preset=preset, config=config, settings=set_,
-        device=device, progress=progress,
+        device=device, val=val or None, progress=progress,
     )  # fmt: skip
     progress.clear()
     if json:

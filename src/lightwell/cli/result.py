@@ -8,12 +8,12 @@ from lightwell.cli.common import is_main, show_json
 from lightwell.show.units import count, duration
 
 if TYPE_CHECKING:
-    from lightwell.api import Run
+    from lightwell.trained import Run
 
 
 def show_result(run: Run, seconds: float, as_json: bool) -> None:
-    from lightwell.api import longest_copy_from
     from lightwell.evaluation.copies import SEARCHED
+    from lightwell.trained import longest_copy_from
 
     if not is_main():
         return

@@ -23,9 +23,9 @@ def trace(
     json: bool = JSON,
 ) -> None:
     """Tokens, attention, what each layer would predict, losses, and the gradients of it all."""
-    from lightwell.api import load
     from lightwell.cli.progress import checking
     from lightwell.inside import check_step, look_inside, save_step
+    from lightwell.trained import load
 
     heads = [_layer_and_head(words) for words in head]
     opened = load(run, device="cpu")

@@ -1,7 +1,6 @@
 """Which update each parameter gets: Muon for the matrices inside the blocks, AdamW for all else; or AdamW alone.
 
-Weight decay is for matrices: biases and norms have nothing to shrink. AdamW is torch's fused one (Loshchilov and Hutter
-2019); Muon is in muon.py.
+Each has its file: muon.py, adamw.py.
 """
 
 from __future__ import annotations
@@ -9,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from lightwell.config.gpt import GPTConfig, ModelConfig
 from lightwell.config.run import OptimizerSection
 from lightwell.runtime.device import Device
+from lightwell.training.adamw import AdamW
 from lightwell.training.muon import Muon
 from lightwell.training.sharding import local, part_of, whole
 
@@ -47,27 +46,16 @@ class Optimizer:
             section.momentum,
             device.dtype,
         )
-        rest = [p for name, p in self.here.items() if name not in hidden]
-        groups = [
-            {"params": [p for p in rest if p.ndim >= 2], "weight_decay": rates.adamw_decay},
-            {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        self.adamw = torch.optim.AdamW(
-            groups, lr=rates.adamw, betas=(rates.beta1, section.beta2), eps=section.eps, fused=True
+        self.adamw = AdamW(
+            [p for name, p in self.here.items() if name not in hidden], (rates.beta1, section.beta2), section.eps
         )
 
     def step(self, lr_scale: float, apply: Tensor) -> None:
         """Update every parameter from its `.grad`. Where `apply` (0-D bool, on the device) is False nothing changes:
         neither weights nor moments, and no one waits for the device to find out."""
-        if apply.device.type == "mps" and not apply:  # its fused kernel passes over `found_inf`; this waits
-            return
-        for group in self.adamw.param_groups:
-            group["lr"] = self.rates.adamw * lr_scale
         for name, p in self.names.items():
             self.here[name].grad = None if p.grad is None else local(p.grad)
-        # the fused kernel then skips, as it does under a GradScaler
-        self.adamw.found_inf = (~apply).float()  # type: ignore[attr-defined]
-        self.adamw.step()
+        self.adamw.step(self.rates.adamw * lr_scale, self.rates.adamw_decay, apply)
         self.muon.step(self.rates.muon * lr_scale, self.rates.muon_decay, apply)
 
     def zero_grad(self) -> None:
@@ -83,19 +71,19 @@ class Optimizer:
         for name, buffer in self.muon.buffers.items():
             yield f"muon.{name}", whole(buffer, self.names[name])
         for name, p in self.here.items():
-            for key, value in self.adamw.state.get(p, {}).items():
+            for key, value in self.adamw.moments.get(p, {}).items():
                 yield f"{key}.{name}", whole(value, self.names[name])
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Undo `state_tensors`: what was there before is forgotten. Raises KeyError for a name that is not ours."""
-        self.adamw.state.clear()
+        self.adamw.moments.clear()
         for full_name, tensor in tensors.items():
             key, _, name = full_name.partition(".")
             part = part_of(tensor.to(self.here[name].device), self.names[name])
             if key == "muon":
                 self.muon.buffers[name].copy_(part)
             else:  # the count of steps is one float32 number, the rest is shaped like the parameter
-                self.adamw.state[self.here[name]][key] = part.clone()
+                self.adamw.moments.setdefault(self.here[name], {})[key] = part.clone()
 
 
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:

@@ -1,0 +1,314 @@
+"""From what the user asked to the first step: the config merged, the text prepared, the rest planned, the folder made.
+
+A run may begin with the weights of another one (`--from`): then its sizes are that one's, and nothing is predicted.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lightwell.config.load import merge, parse_settings, read_toml
+from lightwell.config.presets import preset as read_preset
+from lightwell.config.run import RunConfig, changed, parse, to_raw
+from lightwell.data.dataset import Dataset, is_dataset, open_dataset
+from lightwell.data.prepare import prepare
+from lightwell.data.sources import collect, standard_library
+from lightwell.errors import RunError, UserError
+from lightwell.files.translate import os_errors
+from lightwell.planner.choose import LONG, Choice, bytes_to_read, choose, with_rates
+from lightwell.planner.fit import require_memory
+from lightwell.planner.pilot import look_at
+from lightwell.runtime.device import Device
+from lightwell.runtime.peak import measure_peak_flops
+from lightwell.store.checkpoint import FOLDER as CHECKPOINTS
+from lightwell.store.database import RunDatabase
+from lightwell.store.run_folder import CONFIG, DATABASE, DATASET, create, is_run, open_run, require_free
+from lightwell.tokenizer.size import choose_vocab_size
+from lightwell.trained import Progress, Run, Text, as_paths
+from lightwell.training.assemble import begins_with_pairs
+
+Say = Callable[[str], None]
+DEFAULT_MINUTES = 10.0
+WEIGHTLESS = {"drop_rate", "context_length"}  # keys of a model that may change while its weights stay
+TYPICAL_VOCAB_SIZE = 1024  # of a tokenizer that does not exist yet
+
+
+@dataclass
+class Request:
+    """What the user asked of `pretrain`: the text and the layers of config, not yet resolved."""
+
+    text: list[Path | str] | None
+    raw: dict[str, Any]
+
+    @property
+    def config(self) -> RunConfig:
+        return parse(self.raw)
+
+
+def read_request(
+    text: Text | None = None,
+    *,
+    preset: str | None = None,
+    config: str | Path | None = None,
+    settings: Sequence[str] = (),
+    minutes: float | None = None,
+    tokens: int | None = None,
+    steps: int | None = None,
+    val: Text | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+) -> Request:
+    """Merge preset, file, flags and settings, later over earlier, and check the result. Raises ConfigError."""
+    flags: dict[str, dict[str, Any]] = {
+        "budget": {"minutes": minutes, "tokens": tokens, "steps": steps},
+        "run": {"seed": seed},
+        "runtime": {"device": device},
+        "data": {"val": None if val is None else [str(path) for path in as_paths(val)]},
+    }
+    given = {name: {key: v for key, v in section.items() if v is not None} for name, section in flags.items()}
+    file = read_toml(Path(config)) if config else {}
+    shelf = read_preset(preset) if preset else {}
+    if given["budget"]:  # a flag replaces the budget of preset and file instead of joining it
+        shelf.pop("budget", None)
+        file.pop("budget", None)
+    if minutes is not None:  # a preset's batch is for the tokens that it was made for; minutes are planned
+        shelf.get("train", {}).pop("batch_size", None)
+    raw = merge(
+        shelf,
+        file,
+        {name: section for name, section in given.items() if section},
+        parse_settings(list(settings)),
+    )
+    request = Request(None if text is None else as_paths(text), raw)
+    _ = request.config  # reports every problem now
+    return request
+
+
+def begin_run(
+    path: Path,
+    asked: Request,
+    config: RunConfig,
+    device: Device,
+    parent: Run | None,
+    began: float,
+    say: Say,
+    progress: Progress,
+    processes: int,
+) -> dict[str, Any]:
+    """Prepare the data, decide what is still open, make the run's folder; what training needs of that, as JSON."""
+    if is_run(path) and not has_begun(path):
+        (path / CONFIG).unlink()  # of an attempt that ended before its first checkpoint: it begins again
+    peak = measure_peak_flops(device)
+    dataset = open_or_prepare(asked.text, path, config, device, parent, peak, say, progress, processes)
+    choice = plan_run(config, dataset, device, parent, peak, began, processes)
+    for reason in choice.reasons:
+        say(reason)
+    if parent is None and begins_with_pairs(choice.config.model.complete(), choice.config):
+        say("Embeddings and head begin with the pairs of tokens counted in the text.")
+    require_memory(choice.config, device)
+    create(path, to_raw(choice.config), asked.raw, dataset.tokenizer, dataset.path)
+    with RunDatabase(path / DATABASE) as database:
+        database.delete_after(-1)  # what an attempt left that ended before it trained
+        if choice.expected:
+            database.add_event(0, "plan", choice.expected)
+    return {
+        "config": to_raw(choice.config),
+        "dataset": str(dataset.path),
+        "peak_flops": peak,
+        "step_seconds": choice.expected.get("step_seconds"),
+    }
+
+
+def can_go_on(path: Path, asked: Request, force: bool, say: Say) -> bool:
+    """Whether `path` holds a run that was asked for the same and goes on; a new one can begin there if not.
+
+    Raises RunError showing the differences if it was asked for otherwise, and for a folder of something else.
+    """
+    if not is_run(path):
+        require_free(path)
+        return False
+    if not has_begun(path):
+        return False  # another process may be about to train here: the lock will tell
+    before = open_run(path, need_checkpoint=False).request
+    differences = [
+        f"{section}.{key}: {before.get(section, {}).get(key)} -> {asked.raw.get(section, {}).get(key)}"
+        for section in sorted(before.keys() | asked.raw.keys())
+        for key in sorted(before.get(section, {}).keys() | asked.raw.get(section, {}).keys())
+        if before.get(section, {}).get(key) != asked.raw.get(section, {}).get(key)
+    ]
+    if differences and not force:
+        raise RunError(
+            f"expected {path} to be free or a run asked for the same, got differences: {'; '.join(differences)}.",
+            f"Go on as it was with `lightwell resume {path}`, or choose another --out.",
+        )
+    if differences:
+        say(f"Going on with {path} as it was first asked for; ignored: {'; '.join(differences)}")
+    return True
+
+
+def has_begun(path: Path) -> bool:
+    """Whether the run ever had a checkpoint, good or broken."""
+    return any((path / CHECKPOINTS).glob("step-*"))
+
+
+def with_budget(config: RunConfig, say: Say) -> RunConfig:
+    """The config with a budget: ten minutes if none was asked for."""
+    budget = config.budget
+    if budget.steps or budget.tokens or budget.minutes:
+        return config
+    say(f"No budget given: training for {DEFAULT_MINUTES:g} minutes (--minutes, --tokens or --steps choose another).")
+    return changed(config, budget={"minutes": DEFAULT_MINUTES})
+
+
+def open_or_prepare(
+    text: list[Path | str] | None,
+    run: Path,
+    config: RunConfig,
+    device: Device,
+    parent: Run | None,
+    peak: float,
+    say: Say,
+    progress: Progress,
+    processes: int = 1,
+) -> Dataset:
+    """The prepared dataset that was named, or one made from the text in the run's own folder, of which so many
+    processes will consume it. Raises UserError for settings that prepared data does not heed any more."""
+    if text and len(text) == 1 and is_dataset(Path(text[0])):
+        if config.data.val or config.data.limit_bytes:
+            raise UserError(
+                f"expected text beside {'--val' if config.data.val else 'data.limit_bytes'}, got prepared data in"
+                f" {text[0]}, which has its own held-out part and length.",
+                "Prepare the text anew with `lightwell data prepare TEXT --val HELD_OUT --out FOLDER`.",
+            )
+        dataset = open_dataset(Path(text[0]), verify=True)
+        if parent and dataset.tokenizer.hash != parent.tokenizer.hash:
+            raise UserError(
+                f"expected data prepared with the tokenizer of {parent.path}, got another one in {text[0]}.",
+                "Give the text itself instead of the prepared data.",
+            )
+        return dataset
+    if (run / DATASET).is_dir():  # left by an attempt that ended before it trained
+        shutil.rmtree(run / DATASET)
+    sources = standard_library() if text is None else text
+    tokenizer: Any = parent.tokenizer if parent else config.tokenizer.kind
+    if config.tokenizer.kind == "gpt2" and config.tokenizer.path:
+        from lightwell.tokenizer.gpt2 import load_gpt2
+
+        tokenizer = load_gpt2(Path(config.tokenizer.path))
+    seconds = 60 * config.budget.minutes if config.budget.minutes else None
+    n_bytes = collect(sources).n_bytes
+    vocab_size = None
+    if tokenizer == "bpe":
+        read = min(n_bytes, config.data.limit_bytes or n_bytes)
+        vocab_size = config.model.vocab_size or choose_vocab_size(read, seconds)
+    ids = vocab_size or config.model.vocab_size or TYPICAL_VOCAB_SIZE
+    largest = max(n_bytes, collect(config.data.val).n_bytes if config.data.val else 0)
+    limit = config.data.limit_bytes or bytes_to_read(config, largest, ids, device, peak, seconds, processes)
+    if limit is not None and limit < n_bytes:
+        say(f"Reading {limit / 1e6:,.0f} of {n_bytes / 1e6:,.0f} MB of text, chosen by the seed: enough for the time.")
+    return prepare(
+        sources,
+        run / DATASET,
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        val=config.data.val or None,
+        limit_bytes=limit,
+        seed=config.run.seed,
+        progress=progress,
+    )
+
+
+def plan_run(
+    config: RunConfig,
+    dataset: Dataset,
+    device: Device,
+    parent: Run | None,
+    peak: float,
+    began: float,
+    processes: int = 1,
+) -> Choice:
+    """Decide what is still open. `peak`: the device's matrix-product peak in FLOP/s. Raises UserError for a vocabulary
+    that is larger than the config allows."""
+    vocab_size = dataset.tokenizer.vocab_size
+    if parent:
+        own = config.model.model_dump(include=WEIGHTLESS, exclude_none=True)
+        config = changed(config, model=parent.model_config.model_dump() | own)
+        config = with_rates(config, LONG, math.inf)  # it has learned already, and should not forget
+    if config.model.vocab_size is not None and vocab_size > config.model.vocab_size:
+        raise UserError(
+            f"expected a vocabulary of at most {config.model.vocab_size} tokens, got a tokenizer of {vocab_size}.",
+            "Leave model.vocab_size out, and the tokenizer decides.",
+        )
+    text = look_at(dataset, device, None if parent else seconds_left(config, began))
+    config = changed(config, model={"vocab_size": vocab_size})
+    choice = choose(config, vocab_size, text, device, peak, seconds_left(config, began), processes)
+    return without_prediction(choice, parent.path) if parent else choice
+
+
+def without_prediction(choice: Choice, parent: Path) -> Choice:
+    """Of a run that goes on from another's weights: the law behind predictions knows models that begin anew."""
+    expected = {key: value for key, value in choice.expected.items() if key in ("tokens", "step_seconds")}
+    said = f"Begins with the weights of {parent}; of such a run nothing is predicted."
+    return replace(choice, reasons=choice.reasons and [choice.reasons[0], said], expected=expected)
+
+
+def require_same_shape(parent: Run, asked: dict[str, Any]) -> None:
+    """Raise UserError where `asked`, a request's model section, wants another model than the parent's weights are."""
+    has = parent.model_config.model_dump()
+    free = WEIGHTLESS if parent.model_config.family == "modern" else WEIGHTLESS - {"context_length"}  # learned there
+    others = [f"{key} = {value}" for key, value in asked.items() if key not in free and has.get(key) != value]
+    if others:
+        raise UserError(
+            f"expected the model of {parent.path} beside --from, whose weights these are, got {', '.join(others)}.",
+            "Leave these settings (or the preset that brings them) out, or begin anew without --from.",
+        )
+
+
+def weights_of(parent: Run) -> dict[str, Tensor]:
+    """Its weights, without rows for tokens that its tokenizer does not have: other projects round vocabularies up."""
+    V, tables = parent.tokenizer.vocab_size, {"tok_emb.weight", "head.weight"}
+    return {name: weight[:V] if name in tables else weight for name, weight in parent.model.state_dict().items()}
+
+
+def seconds_left(config: RunConfig, began: float) -> float | None:
+    """Of a budget of minutes that began at `began`; None for another budget."""
+    minutes = config.budget.minutes
+    return max(1.0, 60 * minutes - (time.perf_counter() - began)) if minutes else None
+
+
+def make_run_folder(path: Path) -> None:
+    """Make the folder. Raises RunError if a file is in the way, UserError if there is no permission."""
+    try:
+        with os_errors(f"make the run {path}"):
+            path.mkdir(parents=True, exist_ok=True)
+    except (NotADirectoryError, FileExistsError) as error:
+        raise RunError(
+            f"expected a folder above {path}, got a file at {error.filename}.", "Choose another --out."
+        ) from None
+    except FileNotFoundError:
+        raise RunError(f"expected a place for folders, got {path}.", "Choose another --out.") from None
+
+
+def new_run_path(name: str, parent: Path = Path("runs")) -> Path:
+    """`runs/<name>-<n>` with the first n that is free."""
+    n = 1
+    while (parent / f"{name}-{n}").exists():
+        n += 1
+    return parent / f"{name}-{n}"
+
+
+def name_of(text: list[Path | str] | None) -> str:
+    """A run's name from its text: the first file's or folder's."""
+    if text is None:
+        return "python"
+    name = Path(text[0]).resolve().name if text else "run"
+    return re.sub(r"[^\w.-]+", "-", name.removesuffix(Path(name).suffix)).strip("-.")[:60] or "run"
