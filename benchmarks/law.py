@@ -24,7 +24,7 @@ from torch import Tensor
 import small_runs
 from lightwell.data.dataset import open_dataset
 from lightwell.model.count import parameters_of_blocks
-from lightwell.planner.choose import CLOSE, MOST_EPOCHS
+from lightwell.planner.choose import BYTES_PER_TOKEN, CLOSE, MOST_EPOCHS
 from lightwell.planner.pilot import with_pilot
 from lightwell.planner.predict import PARAMETERS_PER_TOKEN, Law, effective_tokens
 from lightwell.planner.text import Text, describe
@@ -37,7 +37,6 @@ POINTS = (
     ("3x256@256x16", 2_600_000),
     ("3x384@256x16", 1_600_000),
 )
-SECONDS = 120.0  # the budget for which the vocabulary is chosen
 HELD_OUT = 80_000  # tokens that each run is measured on
 ROUND = 0.02  # errors below it count by their square
 PRIOR = 1e-2  # weight of staying near `usual`: a few points cannot tell all eight constants apart
@@ -60,9 +59,8 @@ def run(texts: list[Path], points: list[tuple[str, int]], out: Path, only: str |
             if (text.stem, size, tokens) in made or only not in (None, f"{text.stem}/{size}/{tokens}"):
                 continue
             val = text.with_name(f"{text.stem}-val.txt")
-            dataset = small_runs.dataset_of(
-                text, work, choose_vocab_size(text.stat().st_size, SECONDS), val if val.exists() else None
-            )
+            vocab_size = choose_vocab_size(text.stat().st_size, BYTES_PER_TOKEN * tokens)
+            dataset = small_runs.dataset_of(text, work, vocab_size, val if val.exists() else None)
             config = small_runs.config_of(size, dataset)
             add(out, {"text": text.stem, "size": size, "asked": tokens, **point(dataset, config, tokens)})
 

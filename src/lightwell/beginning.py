@@ -24,7 +24,7 @@ from lightwell.data.prepare import prepare
 from lightwell.data.sources import collect, standard_library
 from lightwell.errors import RunError, UserError
 from lightwell.files.translate import os_errors
-from lightwell.planner.choose import LONG, Choice, bytes_to_read, choose, with_rates
+from lightwell.planner.choose import LONG, TYPICAL_VOCAB_SIZE, Choice, bytes_seen, bytes_to_read, choose, with_rates
 from lightwell.planner.fit import require_memory
 from lightwell.planner.pilot import look_at
 from lightwell.runtime.device import Device
@@ -39,7 +39,6 @@ from lightwell.training.assemble import begins_with_pairs
 Say = Callable[[str], None]
 DEFAULT_MINUTES = 10.0
 WEIGHTLESS = {"drop_rate", "context_length"}  # keys of a model that may change while its weights stay
-TYPICAL_VOCAB_SIZE = 1024  # of a tokenizer that does not exist yet
 
 
 @dataclass
@@ -209,7 +208,8 @@ def open_or_prepare(
     vocab_size = None
     if tokenizer == "bpe":
         read = min(n_bytes, config.data.limit_bytes or n_bytes)
-        vocab_size = config.model.vocab_size or choose_vocab_size(read, seconds)
+        seen = bytes_seen(config, peak, seconds, processes)
+        vocab_size = config.model.vocab_size or choose_vocab_size(read, seen)
     ids = vocab_size or config.model.vocab_size or TYPICAL_VOCAB_SIZE
     largest = max(n_bytes, collect(config.data.val).n_bytes if config.data.val else 0)
     limit = config.data.limit_bytes or bytes_to_read(config, largest, ids, device, peak, seconds, processes)

@@ -22,7 +22,7 @@ from lightwell.data.sources import collect
 from lightwell.errors import RunError, UserError
 from lightwell.model.build import GPT
 from lightwell.model.count import flops_per_token, parameters
-from lightwell.planner.choose import Choice, choose
+from lightwell.planner.choose import Choice, bytes_seen, choose
 from lightwell.planner.fit import require_memory, step_memory
 from lightwell.planner.pilot import look_at
 from lightwell.planner.probe import rows_at_once
@@ -87,7 +87,7 @@ def prepare_dataset(
     known = tokenizer in ("bpe", "bytes", "chars")
     sources = as_paths(text)
     if tokenizer == "bpe" and vocab_size is None:
-        vocab_size = choose_vocab_size(collect(sources).n_bytes, None)
+        vocab_size = choose_vocab_size(collect(sources).n_bytes)
     return prepare(
         sources,
         Path(out),
@@ -247,7 +247,8 @@ def _planned(config: RunConfig, asked: Request, device: Device, progress: Progre
     minutes = config.budget.minutes
     if has_text and minutes:
         read = min(n_bytes, LOOKED_AT)
-        size = config.model.vocab_size or choose_vocab_size(n_bytes, 60 * minutes)  # as of the whole
+        seen = bytes_seen(config, peak, 60 * minutes)
+        size = config.model.vocab_size or choose_vocab_size(n_bytes, seen)  # as of the whole
         part = changed(config, data={"limit_bytes": read}, model={"vocab_size": size})
         with tempfile.TemporaryDirectory() as parent:
             dataset = open_or_prepare(asked.text, Path(parent), part, device, None, peak, quiet, progress)
@@ -255,7 +256,7 @@ def _planned(config: RunConfig, asked: Request, device: Device, progress: Progre
         text = replace(text, tokens=int(text.tokens * n_bytes / read))
         config = changed(config, model={"vocab_size": config.model.vocab_size or vocab_size})
         return choose(config, vocab_size, text, device, peak, seconds_left(config, began)), peak
-    vocab_size = config.model.vocab_size or choose_vocab_size(n_bytes, None)
+    vocab_size = config.model.vocab_size or choose_vocab_size(n_bytes, bytes_seen(config, peak, None))
     text = typical_text(max(1, n_bytes // 3))  # about three bytes a token
     choice = choose(
         changed(config, model={"vocab_size": vocab_size}),

@@ -1,9 +1,23 @@
-from lightwell.tokenizer.size import choose_vocab_size
+from lightwell.tokenizer.size import SIZES, choose_vocab_size
+
+MB = 10**6
 
 
-def test_vocabulary_grows_with_text_and_time():
-    sizes = [choose_vocab_size(10**exponent, 600.0) for exponent in range(4, 10)]
+def test_vocabulary_grows_with_text():
+    sizes = [choose_vocab_size(4**n * 10**4) for n in range(10)]
+    assert sizes == sorted(sizes)
+    assert set(sizes) == set(SIZES)
+
+
+def test_vocabulary_grows_with_what_is_seen_of_an_endless_text():
+    sizes = [choose_vocab_size(10**12, seen) for seen in (MB // 10, MB, 5 * MB, 100 * MB)]
     assert sizes == sorted(sizes)
     assert sizes[0] == 512
-    assert choose_vocab_size(10**9, 30.0) < choose_vocab_size(10**9, 7200.0)
-    assert choose_vocab_size(10**9, None) == choose_vocab_size(10**9, 7200.0)
+    assert sizes[-1] == max(SIZES)
+
+
+def test_text_that_is_seen_again_bears_a_smaller_vocabulary():
+    sizes = [choose_vocab_size(4 * MB, times * 4 * MB) for times in (0.8, 2, 3, 30)]
+    assert sizes == [4096, 2048, 2048, 2048]
+    assert choose_vocab_size(4 * MB) == choose_vocab_size(4 * MB, 8 * MB)
+    assert choose_vocab_size(0, 0) == 512

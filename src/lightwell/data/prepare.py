@@ -96,7 +96,7 @@ def _learn_tokenizer(kind: str, vocab_size: int | None, plan: Plan, progress: Pr
     if kind == "bpe":
         from lightwell.tokenizer.bpe import train_bpe  # tokenizers and tiktoken only where they are needed
 
-        size = vocab_size or choose_vocab_size(plan.bytes[TRAIN], None)
+        size = vocab_size or choose_vocab_size(plan.bytes[TRAIN])
         return train_bpe(texts, size, progress=lambda done, total, _: progress(done, total, what))
     raise UserError(f"expected bpe, bytes or chars as the tokenizer, got {kind!r}.")
 

@@ -31,6 +31,9 @@ OVERHEAD = 0.25
 LEAST_READ = 6_000_000  # bytes, however little the machine seems to do just now
 READ_AHEAD = 1.5  # times the text that the budget can consume is prepared
 MOST_EPOCHS = 3  # times that a text is gone through: planning more gains little (LOG.md)
+BYTES_PER_TOKEN = 3.0  # about, of the vocabularies chosen here
+TYPICAL_VOCAB_SIZE = 1024  # of a tokenizer that does not exist yet
+USUALLY_SLOWER = 0.5  # a step than `guessed_seconds` says, which is careful
 NEARLY = 1.015  # a model that may turn out to be the best, when there is little to tell by
 LEAST_STEPS = 100  # in which a model can begin to learn, where the batch is open
 LONG = 10**9  # tokens of a run after which rates change no more
@@ -322,6 +325,19 @@ def tokens_per_step(config: RunConfig) -> int:
     return config.train.batch_size * config.model.context_length
 
 
+def bytes_seen(config: RunConfig, peak: float, seconds: float | None, processes: int = 1) -> float | None:
+    """How many bytes of text so many processes will train on in the budget, repeated ones too; None for one of steps.
+
+    Within a factor of two: nothing is measured yet but the machine's peak.
+    """
+    if config.budget.tokens:
+        return BYTES_PER_TOKEN * config.budget.tokens
+    if seconds is None:
+        return None
+    rungs = list(candidates(config, TYPICAL_VOCAB_SIZE).values())
+    return BYTES_PER_TOKEN * likely_tokens(rungs, peak, (1 - OVERHEAD) * seconds, USUALLY_SLOWER, processes)
+
+
 def bytes_to_read(
     config: RunConfig,
     text_bytes: int,
@@ -341,14 +357,22 @@ def bytes_to_read(
     guess = guessed_seconds(rungs[0], peak)
     limit = min(0.4 * TRIAL_SHARE * seconds, TRIAL_SECONDS)
     slower = (measure_step_seconds(rungs[0], device, limit=limit) or guess) / guess
+    tokens = likely_tokens(rungs, peak, seconds, slower, processes, NEARLY)
+    most = max(LEAST_READ, int(READ_AHEAD * tokens * (math.log2(vocab_size) / 2 - 2)))  # bytes a token: 3 of 1024
+    return most if most < text_bytes else None
+
+
+def likely_tokens(
+    rungs: list[RunConfig], peak: float, seconds: float, slower: float, processes: int, nearly: float = 1.0
+) -> int:
+    """Tokens that the best of these models, by its prediction for endless text, sees when a step takes `slower` times
+    what `guessed_seconds` says: the smallest of those that are `nearly` as good."""
     endless = typical_text(10**12)
     consumed = [
         int(processes * seconds / (slower * guessed_seconds(rung, peak)) * tokens_per_step(rung)) for rung in rungs
     ]
     bits = [predicted(rung, tokens, endless) for rung, tokens in zip(rungs, consumed)]
-    tokens = next(n for n, expected in zip(consumed, bits) if expected <= NEARLY * min(bits))
-    most = max(LEAST_READ, int(READ_AHEAD * tokens * (math.log2(vocab_size) / 2 - 2)))  # bytes a token: 3 of 1024
-    return most if most < text_bytes else None
+    return next(n for n, expected in zip(consumed, bits) if expected <= nearly * min(bits))
 
 
 def complete(config: RunConfig, rung: Rung, vocab_size: int | None, processes: int = 1) -> RunConfig:
