@@ -26,7 +26,7 @@ from lightwell.data.dataset import open_dataset
 from lightwell.model.count import parameters_of_blocks
 from lightwell.planner.choose import BYTES_PER_TOKEN, CLOSE, MOST_EPOCHS
 from lightwell.planner.pilot import with_pilot
-from lightwell.planner.predict import PARAMETERS_PER_TOKEN, Law, effective_tokens
+from lightwell.planner.predict import PARAMETERS_PER_TOKEN, USUAL_CONTEXT, Law, effective_tokens
 from lightwell.planner.text import Text, describe
 from lightwell.runtime.device import choose_device
 from lightwell.tokenizer.size import choose_vocab_size
@@ -34,12 +34,12 @@ from lightwell.tokenizer.size import choose_vocab_size
 POINTS = (
     ("2x64@128x16", 1_200_000),
     ("2x192@256x16", 1_700_000),
-    ("3x256@256x16", 2_600_000),
-    ("3x384@256x16", 1_600_000),
+    ("3x256@512x8", 2_600_000),
+    ("3x384@512x8", 1_600_000),
 )
 HELD_OUT = 80_000  # tokens that each run is measured on
 ROUND = 0.02  # errors below it count by their square
-PRIOR = 1e-2  # weight of staying near `usual`: a few points cannot tell all eight constants apart
+PRIOR = 1e-2  # weight of staying near `usual`: a few points cannot tell all nine constants apart
 
 
 @cache
@@ -82,13 +82,13 @@ def add(out: Path, row: dict[str, Any]) -> None:
 
 
 def law(constants: Tensor, rows: list[dict[str, Any]]) -> Tensor:
-    """predict.py's law for all rows; constants: delta, kappa, rho and the logarithms of E, alpha, beta, and of what is
-    lacking at a million parameters, N_c^alpha, and at a million tokens, D_c^beta."""
+    """predict.py's law for all rows; constants: delta, kappa, rho, the logarithms of E, alpha, beta, and of what is
+    lacking at a million parameters, N_c^alpha, and at a million tokens, D_c^beta; thirty times tau."""
 
     def column(of: Callable[[dict[str, Any]], float]) -> Tensor:
         return torch.tensor([of(row) for row in rows], dtype=torch.float64)
 
-    delta, kappa, rho, E, alpha, beta, A, B = constants
+    delta, kappa, rho, E, alpha, beta, A, B, tau = constants
     alpha, beta, million = torch.exp(alpha), torch.exp(beta), 1e6
     new = column(lambda row: effective_tokens(row["tokens"], row["unique_tokens"]) / million)
     size = column(lambda row: min(row["in_blocks"], PARAMETERS_PER_TOKEN * row["unique_tokens"]) / million)
@@ -96,7 +96,12 @@ def law(constants: Tensor, rows: list[dict[str, Any]]) -> Tensor:
     floor = torch.exp(E) * column(lambda row: row["copying"]) ** kappa
     lacking = (torch.exp(A / beta) / size ** (alpha / beta) + torch.exp(B / beta) / new) ** beta
     learned = column(lambda row: text_of(row).learned) ** rho
-    return learned * counts**delta * (floor + lacking)
+    around = column(lambda row: USUAL_CONTEXT / context_of(row)) ** (tau / 30)
+    return learned * counts**delta * around * (floor + lacking)
+
+
+def context_of(row: dict[str, Any]) -> int:
+    return int(row["size"].split("@")[1].split("x")[0])
 
 
 def text_of(row: dict[str, Any]) -> Text:
@@ -115,7 +120,7 @@ def fitted(rows: list[dict[str, Any]]) -> Tensor:
     runs = is_of.sum(dim=1)
     has_others = runs[is_of.argmax(dim=0)] > 1  # of each row
     # alpha and beta: Hoffmann et al.'s; the others: as if texts differed by their counts alone
-    usual = torch.tensor([1.0, 1.0, 1.0, -0.4, math.log(0.34), math.log(0.28), -1.9, -1.6], dtype=torch.float64)
+    usual = torch.tensor([1.0, 1.0, 1.0, -0.4, math.log(0.34), math.log(0.28), -1.9, -1.6, 1.0], dtype=torch.float64)
     constants = usual.clone().requires_grad_()
     optimizer = torch.optim.LBFGS([constants], max_iter=1000, line_search_fn="strong_wolfe", history_size=30)
 
@@ -156,9 +161,9 @@ def fit_one(name: str, rows: list[dict[str, Any]]) -> None:
     if not rows:
         return
     constants = fitted(rows)
-    delta, kappa, rho, *others = constants.tolist()
+    delta, kappa, rho, *others, tau = constants.tolist()
     E, alpha, beta, A, B = map(math.exp, others)
-    found = Law(alpha, beta, delta, kappa, rho, E, A ** (1 / alpha), B ** (1 / beta))
+    found = Law(alpha, beta, delta, kappa, rho, E, A ** (1 / alpha), B ** (1 / beta), tau / 30)
     print(f"\n{name} = {Law(*(float(f'{constant:.3g}') for constant in found))}")
     errors = off(constants, rows)
     print(f"all texts in the fit: {mean(errors):.1%} off on average, {max(map(abs, errors)):.1%} at most")

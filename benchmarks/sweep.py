@@ -56,6 +56,10 @@ def run(texts: list[Path], minutes: float, sizes: list[str], out: Path) -> None:
             law.add(out, {"text": text.stem, "minutes": minutes, "size": size, **law.point(dataset, config, tokens)})
 
 
+def predicted(row: dict[str, Any]) -> float:
+    return predict_bits_per_byte(row["in_blocks"], row["tokens"], law.text_of(row), law.context_of(row))
+
+
 def rate(config: Any) -> float:
     """Tokens per second of a step, the fastest of some."""
     trial = Trial(config, choose_device("cpu"), config.train.batch_size)
@@ -71,7 +75,7 @@ def table(out: Path) -> None:
     print("|---|---|---|---|---|---|---|---|---|")
     for text, minutes in dict.fromkeys((row["text"], row["minutes"]) for row in rows):
         mine = [row for row in rows if (row["text"], row["minutes"]) == (text, minutes)]
-        says = {row["size"]: predict_bits_per_byte(row["in_blocks"], row["tokens"], law.text_of(row)) for row in mine}
+        says = {row["size"]: predicted(row) for row in mine}
         rungs = [row for size in LADDER for row in mine if row["size"] == size]
         chosen = law.choice(rungs, [says[row["size"]] for row in rungs])
         best = min(mine, key=lambda row: row["bits_per_byte"])
@@ -82,7 +86,7 @@ def table(out: Path) -> None:
         )
     print("\n| text | minutes | size | tokens | bits per byte | the law says |\n|---|---|---|---|---|---|")
     for row in rows:
-        expected = predict_bits_per_byte(row["in_blocks"], row["tokens"], law.text_of(row))
+        expected = predicted(row)
         print(
             f"| {row['text']} | {row['minutes']:g} | {row['size']} | {row['tokens']:,} | {row['bits_per_byte']:.3f}"
             f" | {expected:.3f} |"

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from lightwell.model.cache import KVCache
 from lightwell.model.kernels import fused
 
-SHORT = 256  # tokens up to which our own product may keep its (T, T) weights
+SHORT, KEPT = 512, 2**26  # tokens, and weights (B, H, T, T) that our own product may keep
 NARROW = 128  # tokens up to which a CPU's fused kernel is faster in float32 than in bfloat16
 
 
@@ -24,8 +24,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, drop_rate: floa
     drop_rate: share of the attention weights set to zero, as GPT-2 does in training. On CPUs this leaves the fused
         kernel, and the (B, H, T, T) weights and the mask of what was dropped are stored.
     """
-    plain_causal = mask is None and not drop_rate and q.shape == k.shape and q.shape[2] <= SHORT
-    if plain_causal and q.dtype == torch.bfloat16 and fused.usable(q, k, v):
+    B, H, T, _ = q.shape
+    plain_causal = mask is None and not drop_rate and q.shape == k.shape
+    if plain_causal and T <= SHORT and B * H * T * T <= KEPT and q.dtype == torch.bfloat16 and fused.usable(q, k, v):
         return fused.attend(q, k, v)
     if q.device.type == "cpu" and torch.is_autocast_enabled("cpu") and not drop_rate and k.shape[2] <= NARROW:
         with torch.autocast("cpu", enabled=False):

@@ -52,16 +52,17 @@ class Rung:
 
 
 # Wide and shallow at first: what two layers can learn comes long before what more would add, and two can copy. 256
-# tokens, not 128, from the second rung on: more to copy from, and fewer updates for as many tokens (LOG.md).
+# tokens, not 128, from the second rung on, then 512: more to copy from, and fewer updates for as many tokens (LOG.md).
 LADDER = (
     Rung(64, 2, 2, 128, 16),
     Rung(128, 2, 4, 256, 16),
     Rung(192, 2, 3, 256, 16),
-    Rung(256, 2, 4, 256, 16),
-    Rung(256, 3, 4, 256, 16),
-    Rung(384, 3, 6, 256, 16),
-    Rung(512, 3, 8, 256, 16),
-    Rung(640, 4, 10, 256, 32),
+    Rung(192, 2, 3, 512, 8),
+    Rung(256, 2, 4, 512, 8),
+    Rung(256, 3, 4, 512, 8),
+    Rung(384, 3, 6, 512, 8),
+    Rung(512, 3, 8, 512, 8),
+    Rung(640, 4, 10, 512, 16),
     Rung(640, 8, 10, 512, 32),
     Rung(768, 14, 12, 1024, 64),
 )
@@ -279,7 +280,8 @@ def last_token(best: Candidate, text: Text) -> int:
 
 
 def predicted(config: RunConfig, tokens: int, text: Text) -> float:
-    return predict_bits_per_byte(parameters_of_blocks(config.model.complete()), max(1, tokens), text)
+    model = config.model.complete()
+    return predict_bits_per_byte(parameters_of_blocks(model), max(1, tokens), text, model.context_length)
 
 
 def reasons(
