@@ -27,7 +27,9 @@ def show_result(run: Run, seconds: float, as_json: bool) -> None:
         f" in {outcome['steps']:,} steps, {duration(seconds)}."
     )
     if heldout["bits_per_byte"] is not None:
-        print(f"Held out: {heldout['bits_per_byte']:.3f} bits per byte (loss {heldout['loss']:.3f} nats per token).")
+        error = f" ± {heldout['standard_error']:.3f}" if heldout["standard_error"] is not None else ""
+        loss = f"loss {heldout['loss']:.3f} nats per token"
+        print(f"Held out: {heldout['bits_per_byte']:.3f}{error} bits per byte ({loss}).")
     if (said := said_of_prediction(outcome["predicted"])) is not None:
         print(said)
     if run.step < outcome["steps"]:
