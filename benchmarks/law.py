@@ -26,7 +26,7 @@ from lightwell.data.dataset import open_dataset
 from lightwell.model.count import parameters_of_blocks
 from lightwell.planner.choose import BYTES_PER_TOKEN, CLOSE, MOST_EPOCHS
 from lightwell.planner.pilot import with_pilot
-from lightwell.planner.predict import PARAMETERS_PER_TOKEN, USUAL_CONTEXT, Law, effective_tokens
+from lightwell.planner.predict import LONGEST_CONTEXT, PARAMETERS_PER_TOKEN, USUAL_CONTEXT, Law, effective_tokens
 from lightwell.planner.text import Text, describe
 from lightwell.runtime.device import choose_device
 from lightwell.tokenizer.size import choose_vocab_size
@@ -37,6 +37,7 @@ POINTS = (
     ("3x256@512x8", 2_600_000),
     ("3x384@512x8", 1_600_000),
 )
+USUAL_TAU = 1 / 30
 HELD_OUT = 80_000  # tokens that each run is measured on
 ROUND = 0.02  # errors below it count by their square
 PRIOR = 1e-2  # weight of staying near `usual`: a few points cannot tell all nine constants apart
@@ -83,7 +84,7 @@ def add(out: Path, row: dict[str, Any]) -> None:
 
 def law(constants: Tensor, rows: list[dict[str, Any]]) -> Tensor:
     """predict.py's law for all rows; constants: delta, kappa, rho, the logarithms of E, alpha, beta, and of what is
-    lacking at a million parameters, N_c^alpha, and at a million tokens, D_c^beta; thirty times tau."""
+    lacking at a million parameters, N_c^alpha, and at a million tokens, D_c^beta; tau over USUAL_TAU."""
 
     def column(of: Callable[[dict[str, Any]], float]) -> Tensor:
         return torch.tensor([of(row) for row in rows], dtype=torch.float64)
@@ -96,7 +97,7 @@ def law(constants: Tensor, rows: list[dict[str, Any]]) -> Tensor:
     floor = torch.exp(E) * column(lambda row: row["copying"]) ** kappa
     lacking = (torch.exp(A / beta) / size ** (alpha / beta) + torch.exp(B / beta) / new) ** beta
     learned = column(lambda row: text_of(row).learned) ** rho
-    around = column(lambda row: USUAL_CONTEXT / context_of(row)) ** (tau / 30)
+    around = column(lambda row: USUAL_CONTEXT / min(context_of(row), LONGEST_CONTEXT)) ** (USUAL_TAU * tau)
     return learned * counts**delta * around * (floor + lacking)
 
 
@@ -163,7 +164,7 @@ def fit_one(name: str, rows: list[dict[str, Any]]) -> None:
     constants = fitted(rows)
     delta, kappa, rho, *others, tau = constants.tolist()
     E, alpha, beta, A, B = map(math.exp, others)
-    found = Law(alpha, beta, delta, kappa, rho, E, A ** (1 / alpha), B ** (1 / beta), tau / 30)
+    found = Law(alpha, beta, delta, kappa, rho, E, A ** (1 / alpha), B ** (1 / beta), USUAL_TAU * tau)
     print(f"\n{name} = {Law(*(float(f'{constant:.3g}') for constant in found))}")
     errors = off(constants, rows)
     print(f"all texts in the fit: {mean(errors):.1%} off on average, {max(map(abs, errors)):.1%} at most")

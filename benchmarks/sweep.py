@@ -22,13 +22,12 @@ import law
 import small_runs
 from lightwell.config.run import parse
 from lightwell.planner import choose
-from lightwell.planner.choose import OVERHEAD, bytes_seen
+from lightwell.planner.choose import OVERHEAD, vocab_size_for
 from lightwell.planner.predict import predict_bits_per_byte
 from lightwell.planner.step_time import Trial
 from lightwell.runtime.allocator import keep_freed_memory
 from lightwell.runtime.device import choose_device
 from lightwell.runtime.peak import measure_peak_flops
-from lightwell.tokenizer.size import choose_vocab_size
 
 LADDER = tuple(f"{r.n_layers}x{r.emb_dim}@{r.context_length}x{r.batch_size}" for r in choose.LADDER[:7])
 SIZES = (*LADDER, "3x96@128x16", "4x128@128x16", "5x256@256x16")
@@ -43,8 +42,7 @@ def run(texts: list[Path], minutes: float, sizes: list[str], out: Path) -> None:
     peak = measure_peak_flops(choose_device("cpu"))
     for text in texts:
         val = text.with_name(f"{text.stem}-val.txt")
-        seen = bytes_seen(parse({}), peak, 60 * minutes)
-        vocab_size = choose_vocab_size(text.stat().st_size, seen)
+        vocab_size = vocab_size_for(parse({}), text.stat().st_size, peak, 60 * minutes)
         dataset = small_runs.dataset_of(text, work, vocab_size, val if val.exists() else None)
         for size in sizes:
             if any((row["text"], row["size"], row["minutes"]) == (text.stem, size, minutes) for row in rows):

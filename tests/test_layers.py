@@ -24,15 +24,16 @@ MAY_IMPORT = {
     "selftest": "config runtime tokenizer model data store training generation",
 }
 BELOW = " ".join(MAY_IMPORT)
+LIBRARY = f"{BELOW} trained beginning api inspection inside"
 MAY_IMPORT |= {
     "trained": BELOW,
     "beginning": f"{BELOW} trained",
     "api": f"{BELOW} trained beginning",
     "inspection": f"{BELOW} trained beginning api",
     "inside": f"{BELOW} trained beginning api",
-    "lessons": f"{BELOW} trained beginning api inspection inside",
-    "studio": f"{BELOW} trained beginning api inspection inside",
-    "cli": f"{BELOW} trained beginning api inspection inside",
+    "lessons": LIBRARY,
+    "studio": LIBRARY,
+    "cli": LIBRARY,
     "__main__": "cli",
 }
 

@@ -14,7 +14,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lightwell.beginning import (
@@ -40,7 +39,7 @@ from lightwell.glass.snapshot import Snapshot
 from lightwell.runtime.device import Device, choose_device
 from lightwell.runtime.observer import Observer
 from lightwell.runtime.peak import measure_peak_flops
-from lightwell.runtime.threads import allowed_cpus
+from lightwell.runtime.threads import set_threads
 from lightwell.runtime.world import World, join_world
 from lightwell.store.checkpoint import Checkpoint
 from lightwell.store.checkpoints import list_checkpoints
@@ -240,9 +239,3 @@ def train_run(
             f"Go on with: lightwell resume {path}",
             {"run": str(path), "step": step, "checkpoint": str(list_checkpoints(path)[-1])},
         )
-
-
-def set_threads(config: RunConfig, world: World | None = None) -> None:
-    """Use the processors that there are, shared among the processes of this machine."""
-    sharing = world.local_size if world else 1
-    torch.set_num_threads(config.runtime.threads or max(1, allowed_cpus() // sharing))

@@ -24,7 +24,7 @@ from lightwell.data.prepare import prepare
 from lightwell.data.sources import collect, standard_library
 from lightwell.errors import RunError, UserError
 from lightwell.files.translate import os_errors
-from lightwell.planner.choose import LONG, TYPICAL_VOCAB_SIZE, Choice, bytes_seen, bytes_to_read, choose, with_rates
+from lightwell.planner.choose import LONG, TYPICAL_VOCAB_SIZE, Choice, bytes_to_read, choose, vocab_size_for, with_rates
 from lightwell.planner.fit import require_memory
 from lightwell.planner.pilot import look_at
 from lightwell.runtime.device import Device
@@ -32,7 +32,6 @@ from lightwell.runtime.peak import measure_peak_flops
 from lightwell.store.checkpoint import FOLDER as CHECKPOINTS
 from lightwell.store.database import RunDatabase
 from lightwell.store.run_folder import CONFIG, DATABASE, DATASET, create, is_run, open_run, require_free
-from lightwell.tokenizer.size import choose_vocab_size
 from lightwell.trained import Progress, Run, Text, as_paths
 from lightwell.training.assemble import begins_with_pairs
 
@@ -208,8 +207,7 @@ def open_or_prepare(
     vocab_size = None
     if tokenizer == "bpe":
         read = min(n_bytes, config.data.limit_bytes or n_bytes)
-        seen = bytes_seen(config, peak, seconds, processes)
-        vocab_size = config.model.vocab_size or choose_vocab_size(read, seen)
+        vocab_size = vocab_size_for(config, read, peak, seconds, processes)
     ids = vocab_size or config.model.vocab_size or TYPICAL_VOCAB_SIZE
     largest = max(n_bytes, collect(config.data.val).n_bytes if config.data.val else 0)
     limit = config.data.limit_bytes or bytes_to_read(config, largest, ids, device, peak, seconds, processes)

@@ -11,7 +11,6 @@ from typing import Any
 
 import tomli_w
 
-from lightwell.api import set_threads
 from lightwell.beginning import Request, open_or_prepare, plan_run, read_request, seconds_left, with_budget
 from lightwell.config.presets import PRESETS
 from lightwell.config.presets import preset as read_preset
@@ -22,7 +21,7 @@ from lightwell.data.sources import collect
 from lightwell.errors import RunError, UserError
 from lightwell.model.build import GPT
 from lightwell.model.count import flops_per_token, parameters
-from lightwell.planner.choose import Choice, bytes_seen, choose
+from lightwell.planner.choose import Choice, choose, vocab_size_for
 from lightwell.planner.fit import require_memory, step_memory
 from lightwell.planner.pilot import look_at
 from lightwell.planner.probe import rows_at_once
@@ -31,6 +30,7 @@ from lightwell.planner.step_time import measure_step_seconds
 from lightwell.planner.text import typical_text
 from lightwell.runtime.device import Device, choose_device
 from lightwell.runtime.peak import measure_peak_flops
+from lightwell.runtime.threads import set_threads
 from lightwell.store.checkpoint import write_checkpoint
 from lightwell.store.checkpoints import list_checkpoints, pin, step_of, verify_checkpoint
 from lightwell.store.database import RunDatabase
@@ -247,8 +247,7 @@ def _planned(config: RunConfig, asked: Request, device: Device, progress: Progre
     minutes = config.budget.minutes
     if has_text and minutes:
         read = min(n_bytes, LOOKED_AT)
-        seen = bytes_seen(config, peak, 60 * minutes)
-        size = config.model.vocab_size or choose_vocab_size(n_bytes, seen)  # as of the whole
+        size = vocab_size_for(config, n_bytes, peak, 60 * minutes)  # as of the whole
         part = changed(config, data={"limit_bytes": read}, model={"vocab_size": size})
         with tempfile.TemporaryDirectory() as parent:
             dataset = open_or_prepare(asked.text, Path(parent), part, device, None, peak, quiet, progress)
@@ -256,7 +255,7 @@ def _planned(config: RunConfig, asked: Request, device: Device, progress: Progre
         text = replace(text, tokens=int(text.tokens * n_bytes / read))
         config = changed(config, model={"vocab_size": config.model.vocab_size or vocab_size})
         return choose(config, vocab_size, text, device, peak, seconds_left(config, began)), peak
-    vocab_size = config.model.vocab_size or choose_vocab_size(n_bytes, bytes_seen(config, peak, None))
+    vocab_size = vocab_size_for(config, n_bytes, peak, None)
     text = typical_text(max(1, n_bytes // 3))  # about three bytes a token
     choice = choose(
         changed(config, model={"vocab_size": vocab_size}),

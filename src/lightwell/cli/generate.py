@@ -72,4 +72,4 @@ def generate(
         try:
             write(words)
         except UserError as error:  # the next prompt may do
-            say(f"{error}")
+            say(str(error))

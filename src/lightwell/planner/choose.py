@@ -22,6 +22,7 @@ from lightwell.planner.predict import predict_bits_per_byte
 from lightwell.planner.step_time import measure_step_seconds
 from lightwell.planner.text import PILOT_TOKENS, Text, typical_text
 from lightwell.runtime.device import Device
+from lightwell.tokenizer.size import choose_vocab_size
 from lightwell.training.rates import decay_beside_muon, rate_beside_muon
 
 TRIAL_SHARE, TRIAL_SECONDS = 0.05, 30.0  # of the budget, for a pilot and for timing candidates: whichever is less
@@ -337,6 +338,11 @@ def bytes_seen(config: RunConfig, peak: float, seconds: float | None, processes:
         return None
     rungs = list(candidates(config, TYPICAL_VOCAB_SIZE).values())
     return BYTES_PER_TOKEN * likely_tokens(rungs, peak, (1 - OVERHEAD) * seconds, USUALLY_SLOWER, processes)
+
+
+def vocab_size_for(config: RunConfig, text_bytes: int, peak: float, seconds: float | None, processes: int = 1) -> int:
+    """The size of the vocabulary that was fixed, or one for a text and what the budget will see of it."""
+    return config.model.vocab_size or choose_vocab_size(text_bytes, bytes_seen(config, peak, seconds, processes))
 
 
 def bytes_to_read(

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import torch
 
+from lightwell.config.run import RunConfig
+from lightwell.runtime.world import World
+
 
 @contextmanager
 def one_thread() -> Iterator[None]:
@@ -20,6 +23,12 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def set_threads(config: RunConfig, world: World | None = None) -> None:
+    """Use the processors that there are, shared among the processes of this machine."""
+    sharing = world.local_size if world else 1
+    torch.set_num_threads(config.runtime.threads or max(1, allowed_cpus() // sharing))
 
 
 def allowed_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

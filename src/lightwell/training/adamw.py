@@ -32,19 +32,19 @@ class AdamW:
         if apply.device.type == "mps" and not apply:  # its kernel passes over `found_inf`; this waits
             return
         skip = (~apply).float()
-        with_gradient = [weight for weight in self.weights if weight.grad is not None]
-        for decay, weights in (
-            (weight_decay, [weight for weight in with_gradient if weight.ndim >= 2]),
-            (0.0, [weight for weight in with_gradient if weight.ndim < 2]),
-        ):
-            if not weights:
+        given = [(weight, weight.grad) for weight in self.weights if weight.grad is not None]
+        matrices = [pair for pair in given if pair[0].ndim >= 2]
+        vectors = [pair for pair in given if pair[0].ndim < 2]
+        for decay, pairs in ((weight_decay, matrices), (0.0, vectors)):
+            if not pairs:
                 continue
+            weights, gradients = [weight for weight, _ in pairs], [gradient for _, gradient in pairs]
             moments = [self._moments_of(weight) for weight in weights]
             steps = [each["step"] for each in moments]
             torch._foreach_add_(steps, 1)
             torch._fused_adamw_(
                 weights,
-                [weight.grad for weight in weights],  # type: ignore[misc]
+                gradients,
                 [each["exp_avg"] for each in moments],
                 [each["exp_avg_sq"] for each in moments],
                 [],
@@ -64,7 +64,7 @@ class AdamW:
         if weight not in self.moments:
             self.moments[weight] = {
                 "step": torch.zeros((), dtype=torch.float32, device=weight.device),
-                "exp_avg": torch.zeros_like(weight, memory_format=torch.preserve_format),
-                "exp_avg_sq": torch.zeros_like(weight, memory_format=torch.preserve_format),
+                "exp_avg": torch.zeros_like(weight),
+                "exp_avg_sq": torch.zeros_like(weight),
             }
         return self.moments[weight]
