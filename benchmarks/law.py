@@ -26,21 +26,29 @@ from lightwell.data.dataset import open_dataset
 from lightwell.model.count import parameters_of_blocks
 from lightwell.planner.choose import BYTES_PER_TOKEN, CLOSE, MOST_EPOCHS
 from lightwell.planner.pilot import with_pilot
-from lightwell.planner.predict import LONGEST_CONTEXT, PARAMETERS_PER_TOKEN, USUAL_CONTEXT, Law, effective_tokens
+from lightwell.planner.predict import (
+    LONGEST_CONTEXT,
+    PARAMETERS_PER_TOKEN,
+    USUAL_CONTEXT,
+    USUAL_VOCAB,
+    Law,
+    effective_tokens,
+)
 from lightwell.planner.text import Text, describe
 from lightwell.runtime.device import choose_device
 from lightwell.tokenizer.size import choose_vocab_size
 
 POINTS = (
     ("2x64@128x16", 1_200_000),
-    ("2x192@256x16", 1_700_000),
-    ("3x256@512x8", 2_600_000),
-    ("3x384@512x8", 1_600_000),
+    ("2x128@512x8", 1_000_000),
+    ("2x256@512x8", 2_400_000),
+    ("3x256@1024x4", 2_600_000),
+    ("3x384@1024x4", 1_600_000),
 )
-USUAL_TAU = 1 / 30
+USUAL_POWER = 0.4
 HELD_OUT = 80_000  # tokens that each run is measured on
 ROUND = 0.02  # errors below it count by their square
-PRIOR = 1e-2  # weight of staying near `usual`: a few points cannot tell all nine constants apart
+PRIOR = 1e-2  # weight of staying near `usual`: a few points cannot tell all ten constants apart
 
 
 @cache
@@ -48,7 +56,7 @@ def features(dataset_path: Path) -> dict[str, float]:
     """What the planner can know of a text before training; once for all runs on it."""
     dataset = open_dataset(dataset_path)
     found = asdict(with_pilot(describe(dataset), dataset, choose_device("cpu")))
-    return {"unique_tokens": found.pop("tokens")} | found
+    return {"unique_tokens": found.pop("tokens"), "vocab": dataset.tokenizer.vocab_size} | found
 
 
 def run(texts: list[Path], points: list[tuple[str, int]], out: Path, only: str | None) -> None:
@@ -84,21 +92,22 @@ def add(out: Path, row: dict[str, Any]) -> None:
 
 def law(constants: Tensor, rows: list[dict[str, Any]]) -> Tensor:
     """predict.py's law for all rows; constants: delta, kappa, rho, the logarithms of E, alpha, beta, and of what is
-    lacking at a million parameters, N_c^alpha, and at a million tokens, D_c^beta; tau over USUAL_TAU."""
+    lacking at a million parameters, N_c^alpha, and at a million tokens, D_c^beta; tau and nu over USUAL_POWER."""
 
     def column(of: Callable[[dict[str, Any]], float]) -> Tensor:
         return torch.tensor([of(row) for row in rows], dtype=torch.float64)
 
-    delta, kappa, rho, E, alpha, beta, A, B, tau = constants
+    delta, kappa, rho, E, alpha, beta, A, B, tau, nu = constants
     alpha, beta, million = torch.exp(alpha), torch.exp(beta), 1e6
     new = column(lambda row: effective_tokens(row["tokens"], row["unique_tokens"]) / million)
     size = column(lambda row: min(row["in_blocks"], PARAMETERS_PER_TOKEN * row["unique_tokens"]) / million)
-    counts = column(lambda row: row["difficulty"])
-    floor = torch.exp(E) * column(lambda row: row["copying"]) ** kappa
+    counts, copying = column(lambda row: row["difficulty"]), column(lambda row: row["copying"])
+    floor = torch.exp(E) * copying**kappa
     lacking = (torch.exp(A / beta) / size ** (alpha / beta) + torch.exp(B / beta) / new) ** beta
     learned = column(lambda row: text_of(row).learned) ** rho
-    around = column(lambda row: USUAL_CONTEXT / min(context_of(row), LONGEST_CONTEXT)) ** (USUAL_TAU * tau)
-    return learned * counts**delta * around * (floor + lacking)
+    context = column(lambda row: USUAL_CONTEXT / min(context_of(row), LONGEST_CONTEXT)) ** (USUAL_POWER * tau)
+    vocabulary = column(lambda row: row["vocab"] / USUAL_VOCAB) ** (USUAL_POWER * nu)
+    return learned * counts**delta * (context * vocabulary) ** (1 - copying) * (floor + lacking)
 
 
 def context_of(row: dict[str, Any]) -> int:
@@ -121,7 +130,9 @@ def fitted(rows: list[dict[str, Any]]) -> Tensor:
     runs = is_of.sum(dim=1)
     has_others = runs[is_of.argmax(dim=0)] > 1  # of each row
     # alpha and beta: Hoffmann et al.'s; the others: as if texts differed by their counts alone
-    usual = torch.tensor([1.0, 1.0, 1.0, -0.4, math.log(0.34), math.log(0.28), -1.9, -1.6, 1.0], dtype=torch.float64)
+    usual = torch.tensor(
+        [1.0, 1.0, 1.0, -0.4, math.log(0.34), math.log(0.28), -1.9, -1.6, 1.0, 1.0], dtype=torch.float64
+    )
     constants = usual.clone().requires_grad_()
     optimizer = torch.optim.LBFGS([constants], max_iter=1000, line_search_fn="strong_wolfe", history_size=30)
 
@@ -162,9 +173,11 @@ def fit_one(name: str, rows: list[dict[str, Any]]) -> None:
     if not rows:
         return
     constants = fitted(rows)
-    delta, kappa, rho, *others, tau = constants.tolist()
+    delta, kappa, rho, *others, tau, nu = constants.tolist()
     E, alpha, beta, A, B = map(math.exp, others)
-    found = Law(alpha, beta, delta, kappa, rho, E, A ** (1 / alpha), B ** (1 / beta), USUAL_TAU * tau)
+    found = Law(
+        alpha, beta, delta, kappa, rho, E, A ** (1 / alpha), B ** (1 / beta), USUAL_POWER * tau, USUAL_POWER * nu
+    )
     print(f"\n{name} = {Law(*(float(f'{constant:.3g}') for constant in found))}")
     errors = off(constants, rows)
     print(f"all texts in the fit: {mean(errors):.1%} off on average, {max(map(abs, errors)):.1%} at most")

@@ -19,12 +19,9 @@ from pathlib import Path
 import common
 from lightwell.planner.choose import LADDER
 
-# Layers, width, heads, context: the ladder up to three layers of 512, and two deeper ones.
-SWEEP = (
-    *((r.n_layers, r.emb_dim, r.n_heads, r.context_length) for r in LADDER[:7]),
-    (4, 128, 4, 256),
-    (5, 256, 4, 256),
-)
+# Layers, width, context: the ladder up to three layers of 512, and two deeper ones.
+SWEEP = (*((r.n_layers, r.emb_dim, r.context_length) for r in LADDER[:7]), (4, 128, 512), (5, 256, 512))
+TOKENS_PER_STEP = 4096
 
 
 def pretrain(text: str, minutes: float, val: str | None, *settings: str) -> dict:
@@ -77,9 +74,10 @@ def main() -> None:
 def sweep(text: str, minutes: float, val: str | None) -> str:
     """The best of nine sizes, in words; the others go to stderr."""
     found = {}
-    for layers, width, heads, context in SWEEP:
-        sizes = {"n_layers": layers, "emb_dim": width, "n_heads": heads, "context_length": context}
-        settings = [*(f"model.{key}={value}" for key, value in sizes.items()), "train.batch_size=16"]
+    for layers, width, context in SWEEP:
+        sizes = {"n_layers": layers, "emb_dim": width, "context_length": context}
+        settings = [f"model.{key}={value}" for key, value in sizes.items()]
+        settings.append(f"train.batch_size={min(16, TOKENS_PER_STEP // context)}")
         found[f"{layers} x {width} at {context}"] = row = pretrain(text, minutes, val, *settings)
         print(f"  {layers} x {width} at {context}: {row}", file=sys.stderr, flush=True)
     name = min(found, key=lambda size: found[size]["bits_per_byte"])

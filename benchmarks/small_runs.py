@@ -19,13 +19,10 @@ from lightwell.data.batches import Batch
 from lightwell.data.dataset import Dataset, open_dataset
 from lightwell.data.prepare import prepare
 from lightwell.model.count import parameters
-from lightwell.planner.choose import tokens_per_step, with_rates
+from lightwell.planner.choose import heads_of, tokens_per_step, with_rates
 from lightwell.runtime.device import choose_device
 from lightwell.training.pilot import run_pilot, steps_of
 from lightwell.training.replicas import Replicas
-
-# by width, as on the ladder
-HEADS = {64: 2, 96: 3, 128: 4, 192: 3, 256: 4, 320: 5, 384: 6, 448: 7, 512: 8, 640: 10, 768: 12}
 
 
 def dataset_of(text: Path, folder: Path, vocab_size: int, val: Path | None = None) -> Dataset:
@@ -45,7 +42,7 @@ def config_of(size: str, dataset: Dataset, **sections: dict[str, Any]) -> RunCon
     model: dict[str, Any] = {
         "n_layers": layers,
         "emb_dim": width,
-        "n_heads": HEADS[width],
+        "n_heads": heads_of(width),
         "context_length": context_length,
     }
     given = sections.get("model", {})

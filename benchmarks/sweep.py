@@ -55,7 +55,7 @@ def run(texts: list[Path], minutes: float, sizes: list[str], out: Path) -> None:
 
 
 def predicted(row: dict[str, Any]) -> float:
-    return predict_bits_per_byte(row["in_blocks"], row["tokens"], law.text_of(row), law.context_of(row))
+    return predict_bits_per_byte(row["in_blocks"], row["tokens"], law.text_of(row), law.context_of(row), row["vocab"])
 
 
 def rate(config: Any) -> float:

@@ -70,7 +70,7 @@ def test_heads(sizes, dtype):
 
 @needed
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(1, 1, 1, 2), (2, 3, 17, 8), (2, 2, 64, 32)])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 2), (2, 3, 17, 8), (2, 2, 64, 32), (1, 2, 128, 4), (1, 2, 300, 16)])
 def test_attend(shape, dtype):
     agree(
         lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),

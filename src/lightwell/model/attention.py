@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from lightwell.model.cache import KVCache
 from lightwell.model.kernels import fused
 
-SHORT, KEPT = 512, 2**26  # tokens, and weights (B, H, T, T) that our own product may keep
+SHORT, KEPT = 1024, 2**26  # tokens, and weights (B, H, T, T) that our own product may keep
 NARROW = 128  # tokens up to which a CPU's fused kernel is faster in float32 than in bfloat16
 
 

@@ -18,7 +18,7 @@ from lightwell.errors import ConfigError
 from lightwell.model.count import flops_per_token, parameters, parameters_of_blocks
 from lightwell.planner.compiling import try_compile
 from lightwell.planner.fit import free_memory, split_to_fit, tried_in_memory
-from lightwell.planner.predict import predict_bits_per_byte
+from lightwell.planner.predict import USUAL_VOCAB, predict_bits_per_byte
 from lightwell.planner.step_time import measure_step_seconds
 from lightwell.planner.text import PILOT_TOKENS, Text, typical_text
 from lightwell.runtime.device import Device
@@ -31,7 +31,7 @@ PILOT_SHARE = 0.7  # of that, for the pilot
 OVERHEAD = 0.25
 LEAST_READ = 6_000_000  # bytes, however little the machine seems to do just now
 READ_AHEAD = 1.5  # times the text that the budget can consume is prepared
-MOST_EPOCHS = 3  # times that a text is gone through: planning more gains little (LOG.md)
+MOST_EPOCHS = 5  # times that a text is gone through: more gains nothing (LOG.md)
 BYTES_PER_TOKEN = 3.0  # about, of the vocabularies chosen here
 TYPICAL_VOCAB_SIZE = 1024  # of a tokenizer that does not exist yet
 USUALLY_SLOWER = 0.5  # a step than `guessed_seconds` says, which is careful
@@ -47,25 +47,25 @@ class Rung:
 
     emb_dim: int
     n_layers: int
-    n_heads: int
     context_length: int
     batch_size: int
 
 
-# Wide and shallow at first: what two layers can learn comes long before what more would add, and two can copy. 256
-# tokens, not 128, from the second rung on, then 512: more to copy from, and fewer updates for as many tokens (LOG.md).
+# Wide and shallow at first: what two layers can learn comes long before what more would add, and two can copy. Long
+# contexts, not large batches: more to copy from, and as many tokens a step (LOG.md).
 LADDER = (
-    Rung(64, 2, 2, 128, 16),
-    Rung(128, 2, 4, 256, 16),
-    Rung(192, 2, 3, 256, 16),
-    Rung(256, 2, 4, 512, 8),
-    Rung(256, 3, 4, 512, 8),
-    Rung(384, 3, 6, 512, 8),
-    Rung(512, 3, 8, 512, 8),
-    Rung(640, 4, 10, 512, 16),
-    Rung(640, 8, 10, 512, 32),
-    Rung(768, 14, 12, 1024, 64),
+    Rung(64, 2, 128, 16),
+    Rung(128, 2, 512, 8),
+    Rung(192, 2, 512, 8),
+    Rung(256, 2, 512, 8),
+    Rung(256, 3, 1024, 4),
+    Rung(384, 3, 1024, 4),
+    Rung(512, 3, 1024, 4),
+    Rung(640, 4, 1024, 8),
+    Rung(640, 8, 1024, 16),
+    Rung(768, 14, 1024, 64),
 )
+HEAD_DIM = {"modern": 128, "gpt2": 64}
 
 
 @dataclass
@@ -281,7 +281,8 @@ def last_token(best: Candidate, text: Text) -> int:
 
 def predicted(config: RunConfig, tokens: int, text: Text) -> float:
     model = config.model.complete()
-    return predict_bits_per_byte(parameters_of_blocks(model), max(1, tokens), text, model.context_length)
+    vocab_size = model.vocab_size or USUAL_VOCAB
+    return predict_bits_per_byte(parameters_of_blocks(model), max(1, tokens), text, model.context_length, vocab_size)
 
 
 def reasons(
@@ -386,14 +387,21 @@ def complete(config: RunConfig, rung: Rung, vocab_size: int | None, processes: i
     """Fill in what the config leaves open with the rung's numbers, around what is fixed. A batch is one that so many
     processes, and micro-batches that were fixed, can share."""
     given = config.model
-    sizes: dict[str, Any] = {key: getattr(rung, key) for key in given.missing()}
-    if "n_heads" in sizes and given.emb_dim is not None:
-        heads = range(max(1, given.emb_dim // 64), 0, -1)
-        sizes["n_heads"] = next((n for n in heads if given.emb_dim % n == 0 and given.emb_dim // n % 2 == 0), 1)
-    elif "emb_dim" in sizes and given.n_heads is not None:
+    sizes: dict[str, Any] = {key: getattr(rung, key) for key in given.missing() if key != "n_heads"}
+    if "emb_dim" in sizes and given.n_heads is not None:
         sizes["emb_dim"] = max(1, round(rung.emb_dim / given.n_heads / 2)) * 2 * given.n_heads
+    if given.n_heads is None:
+        sizes["n_heads"] = heads_of(given.emb_dim or rung.emb_dim, given.family)
     if given.tie_embeddings is None and (given.family == "modern" or config.train.init == "bigram"):
         sizes["tie_embeddings"] = False  # embeddings and head can then begin with counted pairs (LOG.md)
     unit = processes * (config.train.micro_batch_size or 1)
-    train = {} if config.train.batch_size else {"batch_size": unit * max(1, round(rung.batch_size / unit))}
+    rows = rung.batch_size * rung.context_length / (given.context_length or rung.context_length)
+    train = {} if config.train.batch_size else {"batch_size": unit * max(1, round(rows / unit))}
     return changed(config, model=sizes | ({"vocab_size": vocab_size} if vocab_size else {}), train=train)
+
+
+def heads_of(emb_dim: int, family: str = "modern") -> int:
+    """How many heads a model so wide has, if it is left open. Two at least, which copying takes; and wide ones, which
+    can tell more tokens apart (LOG.md)."""
+    most = max(2, emb_dim // HEAD_DIM[family])
+    return next((n for n in range(most, 0, -1) if emb_dim % n == 0 and emb_dim // n % 2 == 0), 1)

@@ -25,6 +25,7 @@ from torch.autograd.function import once_differentiable
 from lightwell.model.kernels.build import library
 
 PARTS = 16  # in which sums over rows are made, as in rows.c
+BLOCK = 256  # queries of attention at a time
 _on = False
 
 
@@ -122,27 +123,39 @@ class _Heads(torch.autograd.Function):
 
 
 class _Attention(torch.autograd.Function):
+    """Some queries at a time, against the keys up to the last of them: what comes later is not computed."""
+
     @staticmethod
     def forward(ctx: Any, *heads: Tensor) -> Tensor:
         shape, scale = heads[0].shape, heads[0].shape[-1] ** -0.5
         q, k, v = (head.reshape(-1, *shape[2:]) for head in heads)  # (B H, T, D)
+        y, kept = torch.empty_like(q), []
         with torch.autocast("cpu", enabled=False):
-            weights = q @ k.mT
-            _call("causal_softmax", _numbers(weights), ctypes.c_float(scale), len(q), shape[2])
-            ctx.save_for_backward(q, k, v, weights)
-            return (weights @ v).view(shape)
+            for rows in _blocks(shape[2]):
+                weights = q[:, rows] @ k[:, : rows.stop].mT
+                _call("causal_softmax", _numbers(weights), ctypes.c_float(scale), *weights.shape)
+                y[:, rows] = weights @ v[:, : rows.stop]
+                kept.append(weights)
+        ctx.save_for_backward(q, k, v, *kept)
+        return y.view(shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, ...]:
-        q, k, v, weights = ctx.saved_tensors
+        q, k, v, *kept = ctx.saved_tensors
         shape, scale = g.shape, q.shape[-1] ** -0.5
-        g = g.reshape(q.shape)
+        g, d_q = g.reshape(q.shape), torch.empty_like(q)
+        d_k, d_v = torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
         with torch.autocast("cpu", enabled=False):
-            d_v, d_scores = weights.mT @ g, g @ v.mT
-            written = _numbers(weights), _numbers(d_scores)
-            _call("causal_softmax_backward", *written, ctypes.c_float(scale), len(q), shape[2])
-            return (d_scores @ k).view(shape), (d_scores.mT @ q).view(shape), d_v.view(shape)
+            for rows, weights in zip(_blocks(shape[2]), kept):
+                seen = slice(rows.stop)
+                d_scores = g[:, rows] @ v[:, seen].mT
+                written = _numbers(weights), _numbers(d_scores)
+                d_v[:, seen] += weights.mT @ g[:, rows]
+                _call("causal_softmax_backward", *written, ctypes.c_float(scale), *weights.shape)
+                d_q[:, rows] = d_scores @ k[:, seen]
+                d_k[:, seen] += d_scores.mT @ q[:, rows]
+        return d_q.view(shape), d_k.to(k.dtype).view(shape), d_v.to(v.dtype).view(shape)
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -184,6 +197,11 @@ def _call(name: str, *arguments: Any) -> None:
         for a in arguments
     ]
     getattr(kernels, name)(*passed, ctypes.c_int(torch.get_num_threads()))
+
+
+def _blocks(T: int) -> list[slice]:
+    """Of queries, in `_Attention`."""
+    return [slice(at, min(at + BLOCK, T)) for at in range(0, T, BLOCK)]
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:

@@ -146,12 +146,12 @@ void heads_backward(
     }
 }
 
-/* Scores of causal attention to its weights, in their place: softmax of `scale` times row t's first t + 1 numbers, zeros
-   after them. scores (matrices, T, T). */
-void causal_softmax(Numbers scores, float scale, long matrices, long T, int threads) {
+/* Scores of causal attention to its weights, in their place: of R queries, the last of T tokens, softmax of `scale` times
+   what query r may see, its first T - R + r + 1 numbers, zeros after them. scores (matrices, R, T). */
+void causal_softmax(Numbers scores, float scale, long matrices, long R, long T, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (long t = 0; t < matrices * T; t++) {
-        long n = t % T + 1, full = up_to_lanes(n, T);
+    for (long t = 0; t < matrices * R; t++) {
+        long n = T - R + t % R + 1, full = up_to_lanes(n, T);
         float row[T], highest = -INFINITY, sum = 0;
         load(row, scores, t * T, n);
         for (long i = n; i < full; i++) row[i] = -INFINITY;
@@ -168,10 +168,10 @@ void causal_softmax(Numbers scores, float scale, long matrices, long T, int thre
 
 /* From the weights P and their gradient g to the gradient of the scores, in the place of g:
    scale P (g - sum over the row of P g). */
-void causal_softmax_backward(Numbers weights, Numbers g, float scale, long matrices, long T, int threads) {
+void causal_softmax_backward(Numbers weights, Numbers g, float scale, long matrices, long R, long T, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (long t = 0; t < matrices * T; t++) {
-        long n = up_to_lanes(t % T + 1, T); /* the weights after t are 0 */
+    for (long t = 0; t < matrices * R; t++) {
+        long n = up_to_lanes(T - R + t % R + 1, T); /* the weights after it are 0 */
         float p[T], d[T];
         load(p, weights, t * T, n);
         load(d, g, t * T, n);
