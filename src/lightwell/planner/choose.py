@@ -28,7 +28,7 @@ from lightwell.training.rates import decay_beside_muon, rate_beside_muon
 TRIAL_SHARE, TRIAL_SECONDS = 0.05, 30.0  # of the budget, for a pilot and for timing candidates: whichever is less
 PILOT_SHARE = 0.7  # of that, for the pilot
 # Of the time goes to these trials, to evaluations, samples and saves, and to a run's steps being slower than a trial's.
-OVERHEAD = 0.25
+OVERHEAD = 0.2
 LEAST_READ = 6_000_000  # bytes, however little the machine seems to do just now
 READ_AHEAD = 1.5  # times the text that the budget can consume is prepared
 MOST_EPOCHS = 5  # times that a text is gone through: more gains nothing (LOG.md)
