@@ -39,13 +39,13 @@ def config_of(size: str, dataset: Dataset, **sections: dict[str, Any]) -> RunCon
     shape, place = size.split("@")
     layers, width = map(int, shape.split("x"))
     context_length, *batch = map(int, place.split("x"))
+    given = sections.get("model", {})
     model: dict[str, Any] = {
         "n_layers": layers,
         "emb_dim": width,
-        "n_heads": heads_of(width),
+        "n_heads": heads_of(width, given.get("family", "modern")),
         "context_length": context_length,
     }
-    given = sections.get("model", {})
     if given.get("family") != "gpt2":
         model["tie_embeddings"] = False  # as the planner has it
     sections["model"] = model | {"vocab_size": dataset.tokenizer.vocab_size} | given

@@ -23,7 +23,7 @@ def numbers(*shape, dtype=torch.float32):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype).requires_grad_()
 
 
-def agree(plain, fast, *inputs, close):
+def assert_agree(plain, fast, *inputs, close):
     """Values, and gradients for one random direction, but for rounding."""
     expected, found = plain(*inputs), fast(*inputs)
     together = [result if isinstance(result, tuple) else (result,) for result in (expected, found)]
@@ -41,7 +41,7 @@ def agree(plain, fast, *inputs, close):
 @pytest.mark.parametrize("shape", [(1, 1, 2), (3, 5, 8), (2, 33, 130)])
 def test_rms_norm(shape):
     n = shape[-1]
-    agree(
+    assert_agree(
         lambda x, w: F.rms_norm(x, (n,), w, 1e-6),
         lambda x, w: fused.rms_norm(x, w, 1e-6),
         numbers(*shape), numbers(n), close=1e-5,
@@ -61,7 +61,7 @@ def test_heads(sizes, dtype):
         q, k = (rotate(F.rms_norm(x.float(), (D,), w, 1e-6), turn) for x, w in ((q, w_q), (k, w_k)))
         return tuple(x.transpose(1, 2).to(dtype) for x in (q, k, v))
 
-    agree(
+    assert_agree(
         plain,
         lambda qkv, w_q, w_k: fused.heads(qkv, w_q, w_k, cos, sin, 1e-6, (H, G)),
         numbers(B, T, (H + 2 * G) * D, dtype=dtype), numbers(D), numbers(D), close=CLOSE[dtype],
@@ -72,7 +72,7 @@ def test_heads(sizes, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 1, 1, 2), (2, 3, 17, 8), (2, 2, 64, 32), (1, 2, 128, 4), (1, 2, 300, 16)])
 def test_attend(shape, dtype):
-    agree(
+    assert_agree(
         lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
         fused.attend,
         *(numbers(*shape, dtype=dtype).detach().roll(n).requires_grad_() for n in range(3)), close=2 * CLOSE[dtype],
@@ -85,7 +85,7 @@ def test_swiglu(dtype):
     gate, up = numbers(5, 37, dtype=dtype), numbers(37, 5, dtype=dtype).detach().T.contiguous().requires_grad_()
     with torch.no_grad():
         gate[0] *= 60  # where e^x leaves what float32 has
-    agree(lambda a, b: F.silu(a) * b, fused.swiglu, gate, up, close=CLOSE[dtype])
+    assert_agree(lambda a, b: F.silu(a) * b, fused.swiglu, gate, up, close=CLOSE[dtype])
 
 
 @needed

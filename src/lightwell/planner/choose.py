@@ -65,7 +65,7 @@ LADDER = (
     Rung(640, 8, 1024, 16),
     Rung(768, 14, 1024, 64),
 )
-HEAD_DIM = {"modern": 128, "gpt2": 64}
+HEAD_DIM = {"modern": 128, "gpt2": 64}  # numbers of a head, where the heads are left open
 
 
 @dataclass
