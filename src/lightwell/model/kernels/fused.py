@@ -59,7 +59,7 @@ def heads(
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention, all (B, H, T, D) of one dtype. Keeps the weights, up to (B, H, T, T) of them: for short windows."""
+    """Causal attention, all (B, H, T, D) of one dtype. Keeps up to (B, H, T, T) weights: for short windows."""
     return _Attention.apply(q, k, v)
 
 
