@@ -259,23 +259,30 @@ def test_a_large_batch_is_timed_whole_where_there_is_room(monkeypatch):
 
     def rows_tried(limit):
         tried = []
-        monkeypatch.setattr(step_time, "_usual", lambda config, device, rows, rounds, limit: tried.append(rows) or rows)
+
+        def seconds(config, device, rows, rounds, limit, length=None):
+            tried.append(rows * (length or 16) / 16)
+            return 0.5 + tried[-1]  # half a second however many there are, and a second for each
+
+        monkeypatch.setattr(step_time, "_usual", seconds)
         return step_time.measure_step_seconds(parse(raw), CPU, limit=limit), tried
 
     raw = {
         "model": {"emb_dim": 32, "n_heads": 2, "n_layers": 1, "context_length": 16, "vocab_size": 300},
         "train": {"batch_size": 8},
     }
-    assert rows_tried(100.0) == (8, [8])
+    assert rows_tried(100.0) == (8.5, [8])
     per_row = step_time.TRIAL_FLOPS / 4
     monkeypatch.setattr(step_time, "flops_per_token", lambda *_: {"total": per_row / 16})
-    assert rows_tried(100.0) == (8, [4, 8])  # a row takes a second here
-    assert rows_tried(20.0) == (8, [4, 2])
+    assert rows_tried(100.0) == (8.5, [4, 8])
+    assert rows_tried(20.0) == (8.5, [4, 2])
     raw["train"]["micro_batch_size"] = 4
-    assert rows_tried(100.0) == (8, [4, 2])
+    assert rows_tried(100.0) == (8.5, [4, 2])
     del raw["train"]["micro_batch_size"]
     monkeypatch.setattr(step_time, "free_bytes", lambda: None)
-    assert rows_tried(100.0) == (8, [4, 2])
+    assert rows_tried(100.0) == (8.5, [4, 2])
+    monkeypatch.setattr(step_time, "TRIAL_FLOPS", per_row)
+    assert rows_tried(100.0) == (8.5, [1, 0.5])  # a single sequence, and half of it
 
 
 def test_the_profile_says_where_the_time_goes(tmp_path):

@@ -20,6 +20,8 @@ twin. Sources: Jacob et al. 2018 (whole-number products); Dettmers et al. 2022 (
 from __future__ import annotations
 
 import copy
+import time
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -31,6 +33,8 @@ from lightwell.generation.mode import Model
 
 LARGEST = 127  # of 8 bits with a sign, so that -x is there for every x
 LOW = 2 * LARGEST  # the low digit counts in units of 1 / LOW of the high one's
+SLOW = 10  # times as long as a product in float: what no processor's own instructions take
+ZERO = 128  # what stands for 0 in 8 bits without a sign
 TINY = 1e-30  # the unit of a row of zeros, which must not be 0
 
 
@@ -76,8 +80,8 @@ class BF16Linear(nn.Module):
 class Int8Linear(nn.Module):
     """A linear layer with weights of 8 bits and a scale per output. Input and result keep the dtype of the input.
 
-    Where this machine's products of whole numbers are missing or inexact, the same weights are used in float: the same
-    numbers, no faster than before.
+    Where this machine's products of whole numbers are missing, inexact or slow, the same weights are used in float: the
+    same numbers, no faster than before.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -100,7 +104,7 @@ class Int8Linear(nn.Module):
         unit = (rows.abs().amax(dim=1, keepdim=True) / LARGEST).clamp(min=TINY)  # (R, 1)
         high = (in_units := rows / unit).round()
         low = ((in_units - high) * LOW).round()
-        y = _whole_number_product(torch.cat((high, low)).to(torch.int8), self.packed, self.scale, self.zero_points)
+        y = _whole_number_product(torch.cat((high, low)), self.packed, self.scale, self.zero_points)
         y = torch.add(y[: len(rows)], y[len(rows) :], alpha=1 / LOW).to(x.dtype) * unit
         y = y.view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
@@ -110,26 +114,45 @@ KINDS = {"bf16": BF16Linear, "int8": Int8Linear}
 
 
 def _whole_number_product(digits: Tensor, packed: Tensor, scale: Tensor, zero_points: Tensor) -> Tensor:
-    """digits (M, K) int8 times W^T, in float32: exact but for the scaling at the end.
+    """digits (M, K), whole numbers from -127 to 127 in float, times W^T, in float32: exact but for the scaling at the
+    end.
 
-    oneDNN's quantized product as torch.compile calls it, with an input scale of 1. It is not a public function of
-    torch: `whole_number_products` tries it out before anything relies on it.
+    oneDNN's quantized product as torch.compile calls it, with an input scale of 1. Processors multiply numbers without
+    a sign by ones with a sign; two with a sign are left to a loop 500 times as slow where there are no matrix units
+    (LOG.md). It is not a public function of torch: `whole_number_products` tries it out before anything relies on it.
     """
+    unsigned = (digits + ZERO).to(torch.uint8)
     return torch.ops.onednn.qlinear_pointwise(
-        digits, 1.0, 0, packed, scale, zero_points, None, 1.0, 0, torch.float32, "none", [], ""
+        unsigned, 1.0, ZERO, packed, scale, zero_points, None, 1.0, 0, torch.float32, "none", [], ""
     )
 
 
 @lru_cache(maxsize=1)
 def whole_number_products() -> bool:
-    """Whether they are there and exact. Some processors add them up in too few bits, so the largest are tried."""
-    n, k = 32, 256
+    """Whether they are there, exact and no slower than others. Some processors add them up in too few bits, so the
+    largest are tried."""
+    m, n, k = 32, 256, 256
     q = torch.full((n, k), LARGEST, dtype=torch.int8)
     q[::2] *= -1
-    digits = torch.full((2, k), LARGEST, dtype=torch.int8)
+    digits, weight = torch.full((m, k), float(LARGEST)), q.float()
+    scale, zero_points = torch.ones(n), torch.zeros(n, dtype=torch.int64)
     try:
         packed = torch.ops.onednn.qlinear_prepack(q, None)
-        result = _whole_number_product(digits, packed, torch.ones(n), torch.zeros(n, dtype=torch.int64))
+        result = _whole_number_product(digits, packed, scale, zero_points)
     except (AttributeError, RuntimeError):  # not in this build of torch, or not for this processor
         return False
-    return torch.equal(result, digits.float() @ q.float().T)
+    if not torch.equal(result, digits @ weight.T):
+        return False
+    theirs = _shortest(lambda: F.linear(digits, weight))
+    return _shortest(lambda: _whole_number_product(digits, packed, scale, zero_points)) < SLOW * theirs
+
+
+def _shortest(product: Callable[[], Tensor], times: int = 5) -> float:
+    """Seconds that it takes at best."""
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        product()
+        return time.perf_counter() - start
+
+    return min(seconds() for _ in range(times))

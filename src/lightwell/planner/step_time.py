@@ -27,15 +27,22 @@ FEW = 2  # rounds of a batch that is tried in part, after one that warms up
 
 
 class Trial:
-    """A model of a complete config to step on random tokens: `rows` sequences, all or `at_once` together."""
+    """A model of a complete config to step on random tokens: `rows` sequences of `length` tokens (None: the context),
+    all or `at_once` together."""
 
     def __init__(
-        self, config: RunConfig, device: Device, rows: int, at_once: int | None = None, compile: bool = False
+        self,
+        config: RunConfig,
+        device: Device,
+        rows: int,
+        at_once: int | None = None,
+        length: int | None = None,
+        compile: bool = False,
     ) -> None:
         model_config = config.model.complete()
         model = GPT(model_config, generator(0, "trial")).to(device.torch_device).train()
         model.checkpoint_activations = config.runtime.checkpoint_activations
-        T = model_config.context_length
+        T = length or model_config.context_length
         ids = torch.randint(model_config.vocab_size or 1, (rows, T), generator=generator(0, "trial tokens"))
         self.batch = Batch(ids, ids.clone(), torch.zeros_like(ids), range(rows))
         self.tokens, self.at_once = rows * T, at_once or rows
@@ -61,7 +68,7 @@ def measure_step_seconds(config: RunConfig, device: Device, rounds: int = 5, lim
     """Seconds of one whole step; None where the model is too large to try.
 
     On a CPU a batch that would take long is tried in part first; then whole if it fits into the free memory and will be
-    done within `limit` seconds; if not, a step's time is a line over its sequences, drawn through two numbers of them.
+    done within `limit` seconds; if not, a step's time is a line over its tokens, drawn through two numbers of them.
     Elsewhere a micro-batch is tried whole. A trial is a round that warms up and at least one more; after `limit`
     seconds no further round begins.
     """
@@ -77,7 +84,8 @@ def measure_step_seconds(config: RunConfig, device: Device, rounds: int = 5, lim
                 raise
         device.empty_cache()  # outside of `except`, whose traceback holds on to the trial
         return None
-    per_row = model_config.context_length * flops_per_token(model_config, model_config.context_length)["total"]
+    T = model_config.context_length
+    per_row = T * flops_per_token(model_config, T)["total"]
     rows = min(at_once, max(1, int(TRIAL_FLOPS / per_row)))
     free = free_bytes()
 
@@ -93,15 +101,17 @@ def measure_step_seconds(config: RunConfig, device: Device, rounds: int = 5, lim
     has_room = free is not None and at_once == batch_size and fits(batch_size)
     if has_room and (1 + FEW) * seconds * batch_size / rows < left:
         return _usual(config, device, batch_size, rounds, left)
-    fewer = max(1, rows // 2)
-    each = seconds / rows if fewer == rows else (seconds - _usual(config, device, fewer, FEW, left)) / (rows - fewer)
+    # Of a single sequence, half: Muon takes as long for one as for all of them.
+    fewer, length = (rows // 2, T) if rows > 1 else (1, max(1, T // 2))
+    less = fewer * length / (rows * T)
+    each = (seconds - _usual(config, device, fewer, FEW, left, length)) / (1 - less) / rows if less < 1 else seconds
     return seconds + max(each, 0.25 * seconds / rows) * (batch_size - rows)
 
 
-def _usual(config: RunConfig, device: Device, rows: int, rounds: int, limit: float) -> float:
+def _usual(config: RunConfig, device: Device, rows: int, rounds: int, limit: float, length: int | None = None) -> float:
     """Seconds of a step with so many sequences, the median of some: a run has bad moments too."""
     began = time.perf_counter()
-    trial = Trial(config, device, rows)
+    trial = Trial(config, device, rows, length=length)
     times: list[float] = []
     while len(times) <= rounds and (len(times) < 2 or time.perf_counter() - began < limit):
         times.append(trial.step())
