@@ -39,10 +39,12 @@ def run(texts: list[Path], minutes: float, sizes: list[str], out: Path) -> None:
     keep_freed_memory()
     rows = law.read(out)
     work = out.parent / (out.stem + "-data")
-    peak = measure_peak_flops(choose_device("cpu"))
+    device, asked = choose_device("cpu"), parse({})
+    peak = measure_peak_flops(device)
+    slower = choose.slowness(asked, device, peak, 60 * minutes)
     for text in texts:
         val = text.with_name(f"{text.stem}-val.txt")
-        vocab_size = vocab_size_for(parse({}), text.stat().st_size, peak, 60 * minutes)
+        vocab_size = vocab_size_for(asked, text.stat().st_size, peak, 60 * minutes, slower)
         dataset = small_runs.dataset_of(text, work, vocab_size, val if val.exists() else None)
         for size in sizes:
             if any((row["text"], row["size"], row["minutes"]) == (text.stem, size, minutes) for row in rows):

@@ -24,7 +24,16 @@ from lightwell.data.prepare import prepare
 from lightwell.data.sources import collect, standard_library
 from lightwell.errors import RunError, UserError
 from lightwell.files.translate import os_errors
-from lightwell.planner.choose import LONG, TYPICAL_VOCAB_SIZE, Choice, bytes_to_read, choose, vocab_size_for, with_rates
+from lightwell.planner.choose import (
+    LONG,
+    TYPICAL_VOCAB_SIZE,
+    Choice,
+    bytes_to_read,
+    choose,
+    slowness,
+    vocab_size_for,
+    with_rates,
+)
 from lightwell.planner.fit import require_memory
 from lightwell.planner.pilot import look_at
 from lightwell.runtime.device import Device
@@ -204,13 +213,14 @@ def open_or_prepare(
         tokenizer = load_gpt2(Path(config.tokenizer.path))
     seconds = 60 * config.budget.minutes if config.budget.minutes else None
     n_bytes = collect(sources).n_bytes
+    slower = slowness(config, device, peak, seconds) if seconds else 1.0
     vocab_size = None
     if tokenizer == "bpe":
         read = min(n_bytes, config.data.limit_bytes or n_bytes)
-        vocab_size = vocab_size_for(config, read, peak, seconds, processes)
+        vocab_size = vocab_size_for(config, read, peak, seconds, slower, processes)
     ids = vocab_size or config.model.vocab_size or TYPICAL_VOCAB_SIZE
     largest = max(n_bytes, collect(config.data.val).n_bytes if config.data.val else 0)
-    limit = config.data.limit_bytes or bytes_to_read(config, largest, ids, device, peak, seconds, processes)
+    limit = config.data.limit_bytes or bytes_to_read(config, largest, ids, peak, seconds, slower, processes)
     if limit is not None and limit < n_bytes:
         say(f"Reading {limit / 1e6:,.0f} of {n_bytes / 1e6:,.0f} MB of text, chosen by the seed: enough for the time.")
     return prepare(

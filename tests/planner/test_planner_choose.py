@@ -200,8 +200,10 @@ def test_sizes_that_fit_no_rung_are_said():
 
 
 def test_a_huge_text_is_read_as_far_as_the_time_goes(fake_speed):
-    def read(text_bytes, seconds, raw=None):
-        return planner.bytes_to_read(parse(raw or {}), text_bytes, 1024, CPU, 1e11, seconds)
+    def read(text_bytes, seconds, raw=None, processes=1):
+        config = parse(raw or {})
+        slower = planner.slowness(config, CPU, 1e11, seconds or 60.0)
+        return planner.bytes_to_read(config, text_bytes, 1024, 1e11, seconds, slower, processes)
 
     for seconds in (60.0, 600.0, 6000.0):
         bytes_read = read(10**12, seconds)
@@ -209,11 +211,23 @@ def test_a_huge_text_is_read_as_far_as_the_time_goes(fake_speed):
         assert consumed < bytes_read < 10 * max(planner.LEAST_READ, consumed)
     fixed = {"model": {"emb_dim": 512, "n_layers": 8, "n_heads": 8, "context_length": 512}}
     for raw, times in (({}, 2), (fixed, 4)):  # more processes also train a larger model, where it is open
-        alone, among = (planner.bytes_to_read(parse(raw), 10**12, 1024, CPU, 1e11, 6000.0, n) for n in (1, 8))
+        alone, among = (read(10**12, 6000.0, raw, n) for n in (1, 8))
         assert times * alone < among
     assert read(10**6, 60.0) is None
     assert read(10**12, None) is None
     assert read(10**12, 6000.0, fixed) < read(10**12, 6000.0), "a larger model sees less in the time"
+
+
+def test_the_vocabulary_heeds_what_this_machine_will_see(monkeypatch):
+    def vocab_size(step_seconds, raw=None, **given):
+        monkeypatch.setattr(planner, "measure_step_seconds", lambda *_, **__: step_seconds)
+        config = parse(raw or {})
+        return planner.vocab_size_for(config, 10**8, 1e11, 60.0, planner.slowness(config, CPU, 1e11, 60.0), **given)
+
+    assert vocab_size(0.01) > vocab_size(0.3) > vocab_size(10.0)
+    assert vocab_size(None) == planner.vocab_size_for(parse({}), 10**8, 1e11, 60.0), "too large to try: as guessed"
+    assert vocab_size(0.3, processes=16) > vocab_size(0.3)
+    assert vocab_size(0.1, {"model": {"vocab_size": 700}}) == 700
 
 
 def test_repeated_text_counts_less_and_less():

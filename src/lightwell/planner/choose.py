@@ -34,7 +34,6 @@ READ_AHEAD = 1.5  # times the text that the budget can consume is prepared
 MOST_EPOCHS = 5  # times that a text is gone through: more gains nothing (LOG.md)
 BYTES_PER_TOKEN = 3.0  # about, of the vocabularies chosen here
 TYPICAL_VOCAB_SIZE = 1024  # of a tokenizer that does not exist yet
-USUALLY_SLOWER = 0.5  # a step than `guessed_seconds` says, which is careful
 NEARLY = 1.015  # a model that may turn out to be the best, when there is little to tell by
 LEAST_STEPS = 100  # in which a model can begin to learn, where the batch is open
 LONG = 10**9  # tokens of a run after which rates change no more
@@ -328,43 +327,51 @@ def tokens_per_step(config: RunConfig) -> int:
     return config.train.batch_size * config.model.context_length
 
 
-def bytes_seen(config: RunConfig, peak: float, seconds: float | None, processes: int = 1) -> float | None:
+def slowness(config: RunConfig, device: Device, peak: float, seconds: float) -> float:
+    """How many times as long as `guessed_seconds` says a step takes here: a small model is timed, for a moment."""
+    rungs = list(candidates(config, config.model.vocab_size or TYPICAL_VOCAB_SIZE).values())
+    small = rungs[min(1, len(rungs) - 1)]
+    guess = guessed_seconds(small, peak)
+    limit = min(0.2 * TRIAL_SHARE * seconds, TRIAL_SECONDS)
+    return (measure_step_seconds(small, device, limit=limit) or guess) / guess
+
+
+def bytes_seen(
+    config: RunConfig, peak: float, seconds: float | None, slower: float = 1.0, processes: int = 1
+) -> float | None:
     """How many bytes of text so many processes will train on in the budget, repeated ones too; None for one of steps.
 
-    Within a factor of two: nothing is measured yet but the machine's peak.
+    About: one small model was timed (`slowness`).
     """
     if config.budget.tokens:
         return BYTES_PER_TOKEN * config.budget.tokens
     if seconds is None:
         return None
     rungs = list(candidates(config, TYPICAL_VOCAB_SIZE).values())
-    return BYTES_PER_TOKEN * likely_tokens(rungs, peak, (1 - OVERHEAD) * seconds, USUALLY_SLOWER, processes)
+    return BYTES_PER_TOKEN * likely_tokens(rungs, peak, (1 - OVERHEAD) * seconds, slower, processes)
 
 
-def vocab_size_for(config: RunConfig, text_bytes: int, peak: float, seconds: float | None, processes: int = 1) -> int:
+def vocab_size_for(
+    config: RunConfig, text_bytes: int, peak: float, seconds: float | None, slower: float = 1.0, processes: int = 1
+) -> int:
     """The size of the vocabulary that was fixed, or one for a text and what the budget will see of it."""
-    return config.model.vocab_size or choose_vocab_size(text_bytes, bytes_seen(config, peak, seconds, processes))
+    seen = bytes_seen(config, peak, seconds, slower, processes)
+    return config.model.vocab_size or choose_vocab_size(text_bytes, seen)
 
 
 def bytes_to_read(
     config: RunConfig,
     text_bytes: int,
     vocab_size: int,
-    device: Device,
     peak: float,
     seconds: float | None,
+    slower: float = 1.0,
     processes: int = 1,
 ) -> int | None:
-    """How much of a large text so many processes can consume in the budget, times 1.5; None if that is all of it.
-
-    The smallest model is timed; the speed of the likeliest ones follows from that and from how much more they compute.
-    """
+    """How much of a large text so many processes can consume in the budget, times 1.5; None if that is all of it."""
     if seconds is None or text_bytes <= LEAST_READ:
         return None
     rungs = list(candidates(config, vocab_size).values())
-    guess = guessed_seconds(rungs[0], peak)
-    limit = min(0.4 * TRIAL_SHARE * seconds, TRIAL_SECONDS)
-    slower = (measure_step_seconds(rungs[0], device, limit=limit) or guess) / guess
     tokens = likely_tokens(rungs, peak, seconds, slower, processes, NEARLY)
     most = max(LEAST_READ, int(READ_AHEAD * tokens * (math.log2(vocab_size) / 2 - 2)))  # bytes a token: 3 of 1024
     return most if most < text_bytes else None
