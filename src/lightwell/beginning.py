@@ -25,8 +25,10 @@ from lightwell.data.sources import collect, standard_library
 from lightwell.errors import RunError, UserError
 from lightwell.files.translate import os_errors
 from lightwell.planner.choose import (
+    LEAST_READ,
     LONG,
     TYPICAL_VOCAB_SIZE,
+    USUALLY,
     Choice,
     bytes_to_read,
     choose,
@@ -115,13 +117,16 @@ def begin_run(
     if is_run(path) and not has_begun(path):
         (path / CONFIG).unlink()  # of an attempt that ended before its first checkpoint: it begins again
     peak = measure_peak_flops(device)
+    if parent:
+        own = config.model.model_dump(include=WEIGHTLESS, exclude_none=True)
+        config = changed(config, model=parent.model_config.model_dump() | own)
     dataset = open_or_prepare(asked.text, path, config, device, parent, peak, say, progress, processes)
     choice = plan_run(config, dataset, device, parent, peak, began, processes)
     for reason in choice.reasons:
         say(reason)
     if parent is None and begins_with_pairs(choice.config.model.complete(), choice.config):
         say("Embeddings and head begin with the pairs of tokens counted in the text.")
-    require_memory(choice.config, device)
+    require_memory(choice.config, device, processes)
     create(path, to_raw(choice.config), asked.raw, dataset.tokenizer, dataset.path)
     with RunDatabase(path / DATABASE) as database:
         database.delete_after(-1)  # what an attempt left that ended before it trained
@@ -213,13 +218,15 @@ def open_or_prepare(
         tokenizer = load_gpt2(Path(config.tokenizer.path))
     seconds = 60 * config.budget.minutes if config.budget.minutes else None
     n_bytes = collect(sources).n_bytes
-    slower = slowness(config, device, peak, seconds) if seconds else 1.0
+    largest = max(n_bytes, collect(config.data.val).n_bytes if config.data.val else 0)
+    open_vocab = tokenizer == "bpe" and not config.model.vocab_size
+    may_read_less = largest > LEAST_READ and not config.data.limit_bytes
+    slower = slowness(config, device, peak, seconds) if seconds and (open_vocab or may_read_less) else USUALLY
     vocab_size = None
     if tokenizer == "bpe":
         read = min(n_bytes, config.data.limit_bytes or n_bytes)
         vocab_size = vocab_size_for(config, read, peak, seconds, slower, processes)
     ids = vocab_size or config.model.vocab_size or TYPICAL_VOCAB_SIZE
-    largest = max(n_bytes, collect(config.data.val).n_bytes if config.data.val else 0)
     limit = config.data.limit_bytes or bytes_to_read(config, largest, ids, peak, seconds, slower, processes)
     if limit is not None and limit < n_bytes:
         say(f"Reading {limit / 1e6:,.0f} of {n_bytes / 1e6:,.0f} MB of text, chosen by the seed: enough for the time.")
@@ -248,8 +255,6 @@ def plan_run(
     that is larger than the config allows."""
     vocab_size = dataset.tokenizer.vocab_size
     if parent:
-        own = config.model.model_dump(include=WEIGHTLESS, exclude_none=True)
-        config = changed(config, model=parent.model_config.model_dump() | own)
         config = with_rates(config, LONG, math.inf)  # it has learned already, and should not forget
     if config.model.vocab_size is not None and vocab_size > config.model.vocab_size:
         raise UserError(

@@ -21,7 +21,7 @@ from lightwell.data.sources import collect
 from lightwell.errors import RunError, UserError
 from lightwell.model.build import GPT
 from lightwell.model.count import flops_per_token, parameters
-from lightwell.planner.choose import Choice, choose, slowness, vocab_size_for
+from lightwell.planner.choose import USUALLY, Choice, choose, slowness, vocab_size_for
 from lightwell.planner.fit import require_memory, step_memory
 from lightwell.planner.pilot import look_at
 from lightwell.planner.probe import rows_at_once
@@ -247,7 +247,7 @@ def _planned(config: RunConfig, asked: Request, device: Device, progress: Progre
     minutes = config.budget.minutes
     if has_text and minutes:
         read = min(n_bytes, LOOKED_AT)
-        slower = slowness(config, device, peak, 60 * minutes)
+        slower = USUALLY if config.model.vocab_size else slowness(config, device, peak, 60 * minutes)
         size = vocab_size_for(config, n_bytes, peak, 60 * minutes, slower)  # as of the whole
         part = changed(config, data={"limit_bytes": read}, model={"vocab_size": size})
         with tempfile.TemporaryDirectory() as parent:

@@ -23,6 +23,7 @@ from lightwell.model.count import parameters
 from lightwell.model.gpt2 import GPT2
 from lightwell.model.modern import Modern
 from lightwell.runtime.device import Device, choose_device
+from lightwell.runtime.threads import limit_threads
 from lightwell.store.checkpoint import checkpoint_path, load_model_only
 from lightwell.store.checkpoints import list_checkpoints, newest_good, step_of, verify_checkpoint
 from lightwell.store.database import RunDatabase
@@ -109,10 +110,11 @@ class Run:
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
         engine = Engine(self.model, self.tokenizer)
-        pieces = engine.stream(
-            [prompt], max_new_tokens=max_new_tokens, sampling=sampling, stop=list(stop), seed=seed,
-            truncate_prompt=truncate_prompt,
-        )  # fmt: skip
+        with self.device.autocast():  # its cache has the dtype of what is cached
+            pieces = engine.stream(
+                [prompt], max_new_tokens=max_new_tokens, sampling=sampling, stop=list(stop), seed=seed,
+                truncate_prompt=truncate_prompt,
+            )  # fmt: skip
 
         def write() -> Iterator[str]:
             while True:
@@ -168,6 +170,7 @@ class Run:
 
 def load(path: str | Path, *, device: str = "auto", dtype: str = "float32") -> Run:
     """Open a run folder at its newest good checkpoint. Raises RunError if it is not a run or none is good."""
+    limit_threads()
     path = Path(path)
     folder = open_run(path)
     checkpoint = newest_good(path, set_aside=False)

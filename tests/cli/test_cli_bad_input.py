@@ -1,5 +1,6 @@
 """Bad input: one sentence with what was expected, what came and what to do; the right exit code; nothing lost."""
 
+import io
 import json
 import os
 import shutil
@@ -318,6 +319,17 @@ def test_a_prompt_that_is_refused_does_not_end_a_conversation(capsys, monkeypatc
     told = capsys.readouterr()
     assert told.out.startswith("wells")
     assert "expected a prompt of at most" in told.err
+
+
+@pytest.mark.parametrize("piped", [True, False])
+def test_a_prompt_that_is_not_utf_8(capsys, monkeypatch, trained, piped):
+    """In a pipe, and as Python hands over an argument: with the bytes in characters of their own."""
+    if piped:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"gr\xfcn"), encoding="utf-8"))
+    code, sentence = said(capsys, "generate", str(trained), *([] if piped else [os.fsdecode(b"gr\xfcn")]))
+    assert code == 2
+    assert one_sentence(sentence), sentence
+    assert "UTF-8" in sentence
 
 
 def test_nothing_but_blanks_is_no_text_to_measure_on(capsys, trained, tmp_path):

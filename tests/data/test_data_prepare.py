@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from data_texts import prose
 
+from lightwell.data import prepare as preparing
 from lightwell.data.dataset import diff_datasets, is_dataset, open_dataset
+from lightwell.data.plan import make_plan
 from lightwell.data.prepare import prepare
 from lightwell.data.shards import ShardWriter, TokenStream, id_dtype
+from lightwell.data.sources import collect
 from lightwell.errors import DamagedError, DataError, SpaceError, UserError
 from lightwell.tokenizer.simple import BytesTokenizer
 
@@ -258,3 +261,19 @@ def test_bytes_on_disk_are_little_endian(tmp_path):
         writer.add(np.array([1, 65_536]))
     assert (tmp_path / "val-00000.bin").read_bytes() == bytes([1, 0, 0, 0, 0, 0, 1, 0])
     assert (tmp_path / "val-00000.idx").read_bytes() == bytes(8)
+
+
+def test_of_a_long_text_the_tokenizer_sees_a_sample_of_what_is_trained_on(tmp_path, monkeypatch):
+    """However small a share that is: hashes choose it, as they choose what is held out."""
+    monkeypatch.setattr(preparing, "SAMPLE_BYTES", 30_000)
+    plan = make_plan(collect([write_documents(tmp_path / "text", n=200)]), None, lambda *_: None)
+    sample = list(preparing._training_sample(plan))
+    assert plan.bytes["val"] > 1.5 * 30_000
+    assert 15_000 < sum(len(text.encode()) for text in sample) < 60_000
+
+
+def test_a_held_out_part_without_text_is_refused(tmp_path):
+    (tmp_path / "val.jsonl").write_text('{"text": ""}\n')
+    folder = write_documents(tmp_path / "text")
+    with pytest.raises(DataError, match="held-out part"):
+        prepare([folder], tmp_path / "data", tokenizer="bytes", val=[tmp_path / "val.jsonl"])

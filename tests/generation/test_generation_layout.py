@@ -1,6 +1,7 @@
 """Weights in another order: the same numbers, the same model."""
 
 import copy
+import mmap
 
 import pytest
 import torch
@@ -33,3 +34,12 @@ def test_the_numbers_stay_and_so_does_the_model(config, kernels: bool, monkeypat
     torch.testing.assert_close(model(ids), twin(ids), rtol=1e-12, atol=1e-12)
     model.load_state_dict(twin.state_dict())
     assert torch.equal(model.head.weight, twin.head.weight)
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="only Linux has huge pages to ask for")
+def test_a_system_without_huge_pages_lays_out_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mmap, "MADV_HUGEPAGE", 12345)  # no advice that there is
+    model = GPT(GPTConfig(**SIZES), torch.Generator().manual_seed(1)).eval()
+    before = model.blocks[0].mlp.up.weight.detach().clone()
+    lay_out(model)
+    assert torch.equal(model.blocks[0].mlp.up.weight, before)

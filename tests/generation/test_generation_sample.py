@@ -148,7 +148,16 @@ def test_greedy_takes_the_largest_and_draws_nothing() -> None:
 
 def test_a_tiny_temperature_is_greedy_and_does_not_overflow() -> None:
     logits = torch.tensor([[1.0, 3.0, 2.0]])
-    assert sample(logits, Sampling(temperature=1e-40), [[]], [torch.Generator().manual_seed(6)]).tolist() == [1]
+    for temperature in (1e-20, 1e-40, 1e-50):
+        chosen = Sampling(temperature=temperature)
+        assert sample(logits, chosen, [[]], [torch.Generator().manual_seed(6)]).tolist() == [1]
+
+
+def test_a_token_that_the_tokenizer_does_not_have_is_not_penalised() -> None:
+    """A model may have rows for more tokens; their logits are cut off before."""
+    logits = torch.tensor([[1.0, 3.0, 2.0]])
+    chosen = Sampling(temperature=0.0, repetition_penalty=2.0)
+    assert sample(logits, chosen, [[1, 7]], [torch.Generator()]).tolist() == [2]
 
 
 def test_the_logits_given_are_left_as_they_are() -> None:
@@ -185,6 +194,7 @@ def test_logits_that_are_not_numbers_are_refused(wrong: float) -> None:
         {"min_p": -0.1},
         {"min_p": 1.5},
         {"repetition_penalty": 0.0},
+        {"repetition_penalty": 1e-40},
     ],
 )
 def test_a_setting_outside_its_range_is_named(setting: dict[str, float]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from step_helpers import CONFIGS
+from torch import nn
 
 from lightwell.generation.step import one_token_step
 from lightwell.model.build import GPT
@@ -33,3 +34,26 @@ def test_is_the_model_on_one_token(config, start: list[int] | None, monkeypatch:
     torch.testing.assert_close(torch.stack(got), torch.stack(expected), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(caches[1].keys, caches[0].keys, rtol=1e-12, atol=1e-12)
     assert caches[1].length == 10
+
+
+def test_a_part_that_is_another_leaves_the_step_to_the_model() -> None:
+    def changed_by(change) -> bool:
+        model = GPT(CONFIGS[0], torch.Generator().manual_seed(0)).eval()
+        change(model)
+        ids = torch.tensor([[5]])
+        with torch.inference_mode():
+            expected = model(ids, cache=KVCache(CONFIGS[0], 1))[:, -1]
+            found = one_token_step(model)(ids, KVCache(CONFIGS[0], 1))
+            plain = one_token_step(GPT(CONFIGS[0], torch.Generator().manual_seed(0)).eval())
+            torch.testing.assert_close(found, expected)
+            return not torch.allclose(found, plain(ids, KVCache(CONFIGS[0], 1)))
+
+    def louder(module):
+        before = module.forward
+        module.forward = lambda x: 3 * before(x)
+
+    adapter = nn.Sequential(nn.Dropout(0.0), nn.Linear(CONFIGS[0].emb_dim, CONFIGS[0].emb_dim))
+    assert changed_by(lambda model: setattr(model.blocks[1].mlp, "drop", adapter))
+    assert changed_by(lambda model: setattr(model, "drop", adapter))
+    assert changed_by(lambda model: louder(model.blocks[0].mlp.down))
+    assert not changed_by(lambda model: None)

@@ -111,6 +111,9 @@ def test_a_number_that_is_none_stays_one():
     assert fused.rms_norm(bad, torch.ones(8), 1e-6).isnan().sum(1).tolist() == [0, 8, 0]
     assert fused.softmax_less_target(bad.clone(), torch.zeros(3, dtype=torch.long)).isnan().tolist() == [0, 1, 0]
     assert fused.softmax_less_target(torch.full((1, 4), torch.inf), torch.zeros(1, dtype=torch.long)).isnan().all()
+    beyond = torch.zeros(2, 4)
+    assert fused.softmax_less_target(beyond, torch.tensor([60_000, 1])).isnan().tolist() == [True, False]
+    assert beyond[0].tolist() == [0, 0, 0, 0]
     scores = numbers(2, 3, 8, 8).detach()
     scores[0, 0, 3, 3] = torch.nan
     assert fused.attend(scores, scores, scores).isnan().any()

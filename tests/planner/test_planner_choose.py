@@ -225,9 +225,12 @@ def test_the_vocabulary_heeds_what_this_machine_will_see(monkeypatch):
         return planner.vocab_size_for(config, 10**8, 1e11, 60.0, planner.slowness(config, CPU, 1e11, 60.0), **given)
 
     assert vocab_size(0.01) > vocab_size(0.3) > vocab_size(10.0)
-    assert vocab_size(None) == planner.vocab_size_for(parse({}), 10**8, 1e11, 60.0), "too large to try: as guessed"
     assert vocab_size(0.3, processes=16) > vocab_size(0.3)
     assert vocab_size(0.1, {"model": {"vocab_size": 700}}) == 700
+    assert vocab_size(None) == planner.vocab_size_for(parse({}), 10**8, 1e11, 60.0), "too large to try: as usual"
+    large = parse({"model": {"emb_dim": 768, "n_layers": 12, "n_heads": 12, "context_length": 1024}})
+    monkeypatch.setattr(planner, "measure_step_seconds", lambda *_, **__: pytest.fail("it takes too long"))
+    assert planner.slowness(large, CPU, 1e11, 60.0) == planner.USUALLY
 
 
 def test_repeated_text_counts_less_and_less():
@@ -341,3 +344,24 @@ def test_only_where_weights_fade_by_the_pass_a_run_may_take_twice_as_many():
     for optimizer, limit in (({}, 2 * most), ({"weight_decay": 0.0}, most), ({"name": "adamw"}, most)):
         config = parse({"model": sizes, "train": {"batch_size": 8}, "optimizer": optimizer})
         assert planner.last_token(planner.Candidate("", config, 1.0, 10**6, 1.0), TEXT) == limit
+
+
+def test_heads_of_keys_that_are_fixed_leave_the_ladder_whole():
+    assert planner.heads_of(64, n_kv_heads=4) == planner.heads_of(640, n_kv_heads=4) == 4
+    assert planner.heads_of(1024, n_kv_heads=3) == 3, "none fits: the config says so"
+    ladder = planner.candidates(parse({"model": {"n_kv_heads": 4}}), 1024)
+    assert len(ladder) == len(planner.LADDER)
+
+
+def test_several_processes_share_a_cpus_memory(monkeypatch):
+    sizes = {"emb_dim": 256, "n_heads": 4, "n_layers": 4, "context_length": 256, "tie_embeddings": False}
+    config = parse({"model": sizes | {"vocab_size": 1024}, "train": {"batch_size": 48}})
+    each = fit.step_memory(fit.share_of(config, 4), 12, CPU)["total"]
+    room = int(4 * each / fit.MEMORY_SHARE) + 4
+    assert fit.split_to_fit(config, room, CPU, 4) == config, "twelve sequences in each"
+    assert fit.split_to_fit(config, room // 2, CPU, 4).train.micro_batch_size < 12
+    monkeypatch.setattr(fit, "free_bytes", lambda: 4 * each)
+    fit.require_memory(config, CPU, 4)
+    monkeypatch.setattr(fit, "free_bytes", lambda: 4 * each - 1)
+    with pytest.raises(UserError, match="fits into"):
+        fit.require_memory(config, CPU, 4)

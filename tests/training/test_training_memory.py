@@ -5,6 +5,7 @@ import torch
 from training_helpers import events, put_together, same, tiny, train, training_reason, weights
 
 from lightwell.errors import StoppedEarly
+from lightwell.training import assemble
 from lightwell.training.memory import MICRO_BATCH
 
 CUDA = torch.OutOfMemoryError("CUDA out of memory.")
@@ -56,3 +57,15 @@ def test_a_model_of_which_no_sequence_fits_is_given_up(tmp_path, dataset):
     training, _ = with_room_for(put_together(tmp_path / "run", tiny(steps=4), dataset), 0)
     with pytest.raises(StoppedEarly, match="does not fit"):
         training_reason(training)
+
+
+def test_a_step_that_takes_long_is_timed_by_its_first_micro_batch(tmp_path, dataset, monkeypatch):
+    config = tiny(steps=4, train={"batch_size": 8, "micro_batch_size": 2})
+    training, sizes = with_room_for(put_together(tmp_path / "run", config, dataset), 8)
+    batch = training.batches.batch(0)
+    measured = (training.replicas, training.optimizer, batch, 2, training.device)
+    assert assemble.time_a_step(*measured) > 0
+    assert sizes == 12 * [2]
+    monkeypatch.setattr(assemble, "LONG", 0.0)
+    assert assemble.time_a_step(*measured) > 0
+    assert sizes[12:] == [2]

@@ -9,6 +9,7 @@ import torch
 from training_helpers import CPU, tiny
 
 import lightwell
+from lightwell import beginning
 from lightwell.beginning import weights_of
 from lightwell.config.run import changed, parse, to_raw
 from lightwell.data.dataset import open_dataset
@@ -74,6 +75,20 @@ def test_a_run_that_begins_from_another_takes_its_weights(tmp_path):
     assert child.metrics["loss"][0][1] < tied.metrics["loss"][0][1]
     with pytest.raises(UserError, match=r"train\.init beside --from"):
         lightwell.pretrain(TEXT, out=tmp_path / "no", weights_from=tied.path, settings=["train.init=random"], **asked)
+
+
+def test_how_much_text_is_read_heeds_the_model_that_a_run_begins_from(tmp_path, monkeypatch):
+    asked = {"steps": 2, "val": HELD_OUT, "device": "cpu"}
+    parent = lightwell.pretrain(TEXT, out=tmp_path / "old", settings=SIZES, **asked)
+    seen, prepare_text = [], beginning.open_or_prepare
+
+    def spy(text, run, config, *others):
+        seen.append(config.model.emb_dim)
+        return prepare_text(text, run, config, *others)
+
+    monkeypatch.setattr(beginning, "open_or_prepare", spy)
+    lightwell.pretrain(TEXT, out=tmp_path / "new", weights_from=parent.path, **asked)
+    assert seen == [16]
 
 
 def test_beside_another_runs_weights_another_shape_is_refused_and_dropout_is_not(tmp_path):

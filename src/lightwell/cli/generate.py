@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from io import TextIOWrapper
 
 import typer
 
@@ -38,9 +39,15 @@ def generate(
     from lightwell.trained import load
 
     opened = load(run, device=device)
+    words = None
+    if prompt is not None or json or not sys.stdin.isatty():
+        words = in_utf8(prompt if prompt is not None else "" if sys.stdin.isatty() else piped().rstrip("\n"))
     if quantize:
         opened.quantize(quantize)
     opened.only_write()
+
+    if isinstance(sys.stdout, TextIOWrapper):  # a terminal of few characters shows ? for the others
+        sys.stdout.reconfigure(errors="replace")
 
     def write(words: str) -> None:
         began, n_tokens, text = time.perf_counter(), 0, ""
@@ -60,16 +67,35 @@ def generate(
         else:
             print()
 
-    if prompt is not None or json or not sys.stdin.isatty():
-        write(prompt if prompt is not None else "" if sys.stdin.isatty() else sys.stdin.read().rstrip("\n"))
+    if words is not None:
+        write(words)
         return
     say("Type a prompt and press Enter; Ctrl-D ends.")
     while True:
         try:
-            words = input("> ")
+            write(in_utf8(input("> ")))
         except EOFError:
             return
-        try:
-            write(words)
         except UserError as error:  # the next prompt may do
             say(str(error))
+
+
+def piped() -> str:
+    """All of standard input. Raises UserError where it is not UTF-8."""
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError:
+        raise not_utf8() from None
+
+
+def in_utf8(words: str) -> str:
+    """`words`, if they can be written in UTF-8: bytes that cannot are kept by Python in characters of their own."""
+    try:
+        words.encode()
+    except UnicodeEncodeError:
+        raise not_utf8() from None
+    return words
+
+
+def not_utf8() -> UserError:
+    return UserError("expected a prompt in UTF-8, got other bytes.", "Convert it: iconv -f latin1 -t utf-8 FILE")

@@ -86,6 +86,8 @@ def make_plan(sources: Sources, val: Sources | None, progress: Progress) -> Plan
         _assign(plan, held_out, held, to_val=True)
     if not plan.bytes[TRAIN]:
         raise DataError("expected text to train on beside what is held out, got none.", "Add text, or another --val.")
+    if not plan.bytes[VAL]:
+        raise DataError("expected text in the held-out part, got none.", "Name other text with --val, or none at all.")
     return plan
 
 

@@ -26,6 +26,7 @@ from lightwell.tokenizer.base import Tokenizer
 from lightwell.tokenizer.simple import BytesTokenizer, train_characters
 from lightwell.tokenizer.size import choose_vocab_size
 
+LARGE = 1000  # tokens: such a vocabulary has some for words
 SAMPLE_BYTES = 4_000_000  # of training text, to learn a vocabulary from: more changes hardly a token
 ENCODED_AT_ONCE = 8_000_000  # bytes
 
@@ -65,7 +66,8 @@ def prepare(
     if isinstance(tokenizer, str):
         tokenizer = _learn_tokenizer(tokenizer, vocab_size, plan, progress)
     dtype = id_dtype(tokenizer.vocab_size)
-    require_space(Path(out), sum(plan.bytes.values()) * dtype.itemsize // (1 if tokenizer.kind == "bytes" else 2))
+    bytes_per_token = 2 if tokenizer.vocab_size >= LARGE else 1  # at least
+    require_space(Path(out), sum(plan.bytes.values()) * dtype.itemsize // bytes_per_token)
     with write_folder(Path(out)) as folder:
         splits = _write_shards(plan, tokenizer, folder, progress)
         tokenizer.save(folder)
@@ -102,12 +104,13 @@ def _learn_tokenizer(kind: str, vocab_size: int | None, plan: Plan, progress: Pr
 
 
 def _training_sample(plan: Plan) -> Iterator[str]:
-    """Training text, all of it or about SAMPLE_BYTES of passages, chosen by their hashes."""
+    """Training text, all of it or about SAMPLE_BYTES of passages, chosen by the ends of their hashes: the beginnings
+    choose what is held out (split.py), so that what is left has no small ones."""
     share = min(1.0, SAMPLE_BYTES / max(1, plan.bytes[TRAIN]))
     for document, parts in plan.documents():
         for text in (document.text[part.start : part.end] for part in parts if part.split == TRAIN):
             for passage in passages(text):
-                if int.from_bytes(passage.digest) < share * 2 ** (8 * len(passage.digest)):
+                if int.from_bytes(passage.digest, "little") < share * 2 ** (8 * len(passage.digest)):
                     yield text[passage.start : passage.end].decode()
 
 

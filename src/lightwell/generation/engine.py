@@ -37,7 +37,8 @@ SEPARATOR, STOP, LENGTH = "separator", "stop", "length"
 class Engine:
     """Generates text with a model and its tokenizer.
 
-    `model(ids, cache=...)`: (B, T) int64 -> logits (B, T, V); it may be in training, and is left as it was.
+    `model(ids, cache=...)`: (B, T) int64 -> logits (B, T, V); it may be in training, and is left as it was. One
+    thread at a time: meanwhile its mode is another.
     Raises TokenizerError for a tokenizer with more tokens than the model.
     """
 
@@ -186,8 +187,6 @@ class Generation(Iterator[list[str]]):
         """One more token for each text that goes on. The model's mode and torch's are the caller's again afterwards."""
         with torch.inference_mode(), evaluating(self.model):
             logits = self._cached.next_logits()[:, : self.tokenizer.vocab_size]
-            if logits.device.type == "mps":
-                logits = logits.cpu()  # sampling adds up in float64, which that device does not have
             sources = [row.source for row in self._active]
             tokens = sample(logits, self.sampling, self._histories(), sources).tolist()
         self._cached.append(tokens)

@@ -8,6 +8,7 @@ row by row; PyTorch, where it must do, multiplies by one vector faster if its co
 from __future__ import annotations
 
 import mmap
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +32,7 @@ def lay_out(model: Model) -> None:
     sizes = [-(-weight.nbytes // ALIGNMENT) * ALIGNMENT for weight in weights.values()]
     if not sizes:
         return
-    memory = mmap.mmap(-1, sum(sizes))
-    if hasattr(mmap, "MADV_HUGEPAGE"):  # Linux
-        memory.madvise(mmap.MADV_HUGEPAGE)
+    memory = _anonymous(sum(sizes))
     offset = 0
     for weight, size in zip(weights.values(), sizes):
         N, K = weight.shape
@@ -42,6 +41,17 @@ def lay_out(model: Model) -> None:
         moved = numbers.view(K, N).t() if by_columns else numbers.view(N, K)
         weight.data = moved.copy_(weight.detach())
         offset += size
+
+
+def _anonymous(size: int) -> mmap.mmap:
+    """Memory of this process alone, in huge pages where the system has them. Shared memory, which Python's default
+    would be, mostly gets none."""
+    if not hasattr(mmap, "MADV_HUGEPAGE"):  # only Linux has it
+        return mmap.mmap(-1, size)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel that was built without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
 
 
 def _read_by_steps(part: nn.Module) -> Tensor | None:

@@ -52,7 +52,8 @@ def quantize(model: Model, kind: str) -> Model:
     smaller = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()}).eval()
     for module in list(smaller.modules()):
         for name, part in module.named_children():
-            if isinstance(part, nn.Linear) and type(part).forward is nn.Linear.forward:
+            plain = type(part).forward is nn.Linear.forward and "forward" not in vars(part)
+            if isinstance(part, nn.Linear) and plain:
                 setattr(module, name, KINDS[kind](part))
     return smaller
 
@@ -80,8 +81,8 @@ class BF16Linear(nn.Module):
 class Int8Linear(nn.Module):
     """A linear layer with weights of 8 bits and a scale per output. Input and result keep the dtype of the input.
 
-    Where this machine's products of whole numbers are missing, inexact or slow, the same weights are used in float: the
-    same numbers, no faster than before.
+    Where this machine's products of whole numbers are missing, inexact or slow, the same weights are kept in float
+    beside: the same numbers, no faster than before.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -91,6 +92,7 @@ class Int8Linear(nn.Module):
         self.q = (weight / self.scale[:, None]).round().to(torch.int8)  # (N, K)
         self.bias = None if linear.bias is None else linear.bias.detach()
         self.packed = torch.ops.onednn.qlinear_prepack(self.q, None) if whole_number_products() else None
+        self.in_float = self.weight if self.packed is None else None
         self.zero_points = torch.zeros(len(weight), dtype=torch.int64)
 
     @property
@@ -99,7 +101,8 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.packed is None:
-            return F.linear(x, self.weight.to(x.dtype), self.bias)
+            assert self.in_float is not None
+            return F.linear(x, self.in_float.to(x.dtype), self.bias)
         rows = x.reshape(-1, x.shape[-1])  # (R, K)
         unit = (rows.abs().amax(dim=1, keepdim=True) / LARGEST).clamp(min=TINY)  # (R, 1)
         high = (in_units := rows / unit).round()
@@ -129,8 +132,8 @@ def _whole_number_product(digits: Tensor, packed: Tensor, scale: Tensor, zero_po
 
 @lru_cache(maxsize=1)
 def whole_number_products() -> bool:
-    """Whether they are there, exact and no slower than others. Some processors add them up in too few bits, so the
-    largest are tried."""
+    """Whether they are there, exact and not SLOW. Some processors add them up in too few bits, so the largest are
+    tried."""
     m, n, k = 32, 256, 256
     q = torch.full((n, k), LARGEST, dtype=torch.int8)
     q[::2] *= -1

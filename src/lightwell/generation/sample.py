@@ -27,6 +27,7 @@ from torch import Tensor
 
 from lightwell.errors import UserError
 
+COLDEST = 1e-30  # a temperature below it is 0: float32 has no room for the logits
 # keep_top_p sorts this many of the likeliest tokens, and more only where they are not enough: at last all of them.
 LOOKS = (512, 8192)
 
@@ -47,7 +48,7 @@ class Sampling:
     min_p: float | None = None
     """Least probability kept, as a share of the largest, from 0 to 1."""
     repetition_penalty: float = 1.0
-    """Above 1 makes repetition less likely, below 1 more likely; 1 does nothing."""
+    """Above 1 makes repetition less likely, below 1 more likely, from 0.01 to 100; 1 does nothing."""
 
     def __post_init__(self) -> None:
         def check(name: str, good: bool, expected: str) -> None:
@@ -58,7 +59,7 @@ class Sampling:
         check("top_k", self.top_k is None or self.top_k >= 1, "to be 1 or more")
         check("top_p", self.top_p is None or 0 < self.top_p <= 1, "to be above 0 and at most 1")
         check("min_p", self.min_p is None or 0 <= self.min_p <= 1, "to be from 0 to 1")
-        check("repetition_penalty", 0 < self.repetition_penalty < math.inf, "to be above 0")
+        check("repetition_penalty", 0.01 <= self.repetition_penalty <= 100, "to be from 0.01 to 100")
 
 
 GREEDY = Sampling(temperature=0.0)
@@ -76,6 +77,8 @@ def sample(
     of chance, on the CPU, of which one number per token is used: a row's text does not depend on its neighbours.
     Raises UserError when a row of logits has no finite largest value.
     """
+    if logits.device.type == "mps":
+        logits = logits.cpu()  # what follows adds up in float64, which that device does not have
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
     largest, likeliest = logits.max(dim=-1)
@@ -84,7 +87,7 @@ def sample(
     if settings.repetition_penalty != 1.0:
         logits = penalise_repetition(logits, history, settings.repetition_penalty)
         likeliest = logits.argmax(dim=-1)
-    if settings.temperature == 0.0:
+    if settings.temperature < COLDEST:
         return likeliest
     logits = apply_temperature(logits, settings.temperature)
     if settings.top_k is not None:
@@ -104,7 +107,8 @@ def penalise_repetition(logits: Tensor, history: Sequence[Sequence[int]], penalt
     """
     logits = logits.clone()
     for row, ids in zip(logits, history):
-        seen = torch.tensor(list(ids), dtype=torch.int64, device=logits.device)
+        known = [token for token in ids if token < len(row)]  # no rows without a token of the tokenizer
+        seen = torch.tensor(known, dtype=torch.int64, device=logits.device)
         row[seen] = torch.where(row[seen] > 0, row[seen] / penalty, row[seen] * penalty)
     return logits
 

@@ -29,10 +29,10 @@ Step = Callable[[Tensor, KVCache], Tensor]
 Part = Callable[[Tensor], Tensor]
 
 # The modules of a block that are taken apart here, and those that are called, in the order of their use.
-TAKEN_APART = ("", "attn", "mlp")
+TAKEN_APART = ("", "attn", "mlp", "attn.drop", "mlp.drop")
 KNOWN: dict[type, tuple[type, ...]] = {
-    gpt2.GPT2: (gpt2.Block, gpt2.Attention, gpt2.MLP),
-    modern.Modern: (modern.Block, modern.Attention, modern.MLP),
+    gpt2.GPT2: (gpt2.Block, gpt2.Attention, gpt2.MLP, nn.Dropout, nn.Dropout),
+    modern.Modern: (modern.Block, modern.Attention, modern.MLP, nn.Dropout, nn.Dropout),
 }
 GPT2_PARTS = ("norm1", "attn.qkv", "attn.out", "norm2", "mlp.up", "mlp.down")
 MODERN_PARTS = (
@@ -113,9 +113,11 @@ def bound(module: nn.Module) -> Part:
 
 def _is_plain(model: Model) -> bool:
     """Whether the parts that are taken apart here are the ones that the model files define, and nothing listens in."""
-    if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
-        return False
-    if type(model) not in KNOWN:
+    for module in model.modules():
+        replaced = "forward" in vars(module)  # in this module alone
+        if replaced or module._forward_hooks or module._forward_pre_hooks:
+            return False
+    if type(model) not in KNOWN or type(model.drop) is not nn.Dropout:
         return False
     parts = [tuple(type(block.get_submodule(name)) for name in TAKEN_APART) for block in model.blocks]
     return all(types == KNOWN[type(model)] for types in parts)

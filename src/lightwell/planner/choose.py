@@ -17,7 +17,7 @@ from lightwell.config.run import RunConfig, changed
 from lightwell.errors import ConfigError
 from lightwell.model.count import flops_per_token, parameters, parameters_of_blocks
 from lightwell.planner.compiling import try_compile
-from lightwell.planner.fit import free_memory, split_to_fit, tried_in_memory
+from lightwell.planner.fit import free_memory, share_of, split_to_fit, tried_in_memory
 from lightwell.planner.predict import USUAL_VOCAB, predict_bits_per_byte
 from lightwell.planner.step_time import measure_step_seconds
 from lightwell.planner.text import PILOT_TOKENS, Text, typical_text
@@ -34,6 +34,7 @@ READ_AHEAD = 1.5  # times the text that the budget can consume is prepared
 MOST_EPOCHS = 5  # times that a text is gone through: more gains nothing (LOG.md)
 BYTES_PER_TOKEN = 3.0  # about, of the vocabularies chosen here
 TYPICAL_VOCAB_SIZE = 1024  # of a tokenizer that does not exist yet
+USUALLY = 0.25  # a step takes of what `guessed_seconds` says
 NEARLY = 1.015  # a model that may turn out to be the best, when there is little to tell by
 LEAST_STEPS = 100  # in which a model can begin to learn, where the batch is open
 LONG = 10**9  # tokens of a run after which rates change no more
@@ -102,7 +103,7 @@ def choose(
     Raises ConfigError if no rung fits what the user fixed.
     """
     possible = candidates(config, vocab_size, processes)
-    in_memory = {name: split_to_fit(rung, free_memory(device), device) for name, rung in possible.items()}
+    in_memory = {name: split_to_fit(rung, free_memory(device), device, processes) for name, rung in possible.items()}
     rungs = {name: rung for name, rung in in_memory.items() if rung} or dict(list(possible.items())[:1])
     if seconds is None:
         name, chosen = list(rungs.items())[min(2, len(rungs) - 1)]
@@ -176,12 +177,6 @@ def with_rates(config: RunConfig, tokens: int, unique: float) -> RunConfig:
         steps_of_a_pass = unique if math.isinf(unique) else unique / tokens_per_step(config)
         decay = decay_beside_muon(steps_of_a_pass, given.muon_learning_rate)
     return changed(config, optimizer={"learning_rate": rate, "weight_decay": decay})
-
-
-def share_of(config: RunConfig, processes: int) -> RunConfig:
-    """The config of what one of so many processes does of each step."""
-    rows, micro = max(1, (config.train.batch_size or 1) // processes), config.train.micro_batch_size
-    return changed(config, train={"batch_size": rows, "micro_batch_size": None if micro and rows % micro else micro})
 
 
 def climb(
@@ -328,16 +323,18 @@ def tokens_per_step(config: RunConfig) -> int:
 
 
 def slowness(config: RunConfig, device: Device, peak: float, seconds: float) -> float:
-    """How many times as long as `guessed_seconds` says a step takes here: a small model is timed, for a moment."""
+    """How many times as long as `guessed_seconds` says a step takes here: a small model is timed, for a moment. Where
+    the sizes are fixed and too large for that: as on other machines."""
     rungs = list(candidates(config, config.model.vocab_size or TYPICAL_VOCAB_SIZE).values())
     small = rungs[min(1, len(rungs) - 1)]
     guess = guessed_seconds(small, peak)
     limit = min(0.2 * TRIAL_SHARE * seconds, TRIAL_SECONDS)
-    return (measure_step_seconds(small, device, limit=limit) or guess) / guess
+    taken = measure_step_seconds(small, device, limit=limit) if USUALLY * guess < limit else None
+    return taken / guess if taken else USUALLY
 
 
 def bytes_seen(
-    config: RunConfig, peak: float, seconds: float | None, slower: float = 1.0, processes: int = 1
+    config: RunConfig, peak: float, seconds: float | None, slower: float = USUALLY, processes: int = 1
 ) -> float | None:
     """How many bytes of text so many processes will train on in the budget, repeated ones too; None for one of steps.
 
@@ -352,11 +349,12 @@ def bytes_seen(
 
 
 def vocab_size_for(
-    config: RunConfig, text_bytes: int, peak: float, seconds: float | None, slower: float = 1.0, processes: int = 1
+    config: RunConfig, text_bytes: int, peak: float, seconds: float | None, slower: float = USUALLY, processes: int = 1
 ) -> int:
     """The size of the vocabulary that was fixed, or one for a text and what the budget will see of it."""
-    seen = bytes_seen(config, peak, seconds, slower, processes)
-    return config.model.vocab_size or choose_vocab_size(text_bytes, seen)
+    if config.model.vocab_size:
+        return config.model.vocab_size
+    return choose_vocab_size(text_bytes, bytes_seen(config, peak, seconds, slower, processes))
 
 
 def bytes_to_read(
@@ -365,7 +363,7 @@ def bytes_to_read(
     vocab_size: int,
     peak: float,
     seconds: float | None,
-    slower: float = 1.0,
+    slower: float = USUALLY,
     processes: int = 1,
 ) -> int | None:
     """How much of a large text so many processes can consume in the budget, times 1.5; None if that is all of it."""
@@ -398,7 +396,7 @@ def complete(config: RunConfig, rung: Rung, vocab_size: int | None, processes: i
     if "emb_dim" in sizes and given.n_heads is not None:
         sizes["emb_dim"] = max(1, round(rung.emb_dim / given.n_heads / 2)) * 2 * given.n_heads
     if given.n_heads is None:
-        sizes["n_heads"] = heads_of(given.emb_dim or rung.emb_dim, given.family)
+        sizes["n_heads"] = heads_of(given.emb_dim or rung.emb_dim, given.family, given.n_kv_heads or 1)
     if given.tie_embeddings is None and (given.family == "modern" or config.train.init == "bigram"):
         sizes["tie_embeddings"] = False  # embeddings and head can then begin with counted pairs (LOG.md)
     unit = processes * (config.train.micro_batch_size or 1)
@@ -407,8 +405,9 @@ def complete(config: RunConfig, rung: Rung, vocab_size: int | None, processes: i
     return changed(config, model=sizes | ({"vocab_size": vocab_size} if vocab_size else {}), train=train)
 
 
-def heads_of(emb_dim: int, family: str = "modern") -> int:
-    """How many heads a model so wide has, if it is left open. Two at least, which copying takes; and wide ones, which
-    can tell more tokens apart (LOG.md)."""
-    most = max(2, emb_dim // HEAD_DIM[family])
-    return next((n for n in range(most, 0, -1) if emb_dim % n == 0 and emb_dim // n % 2 == 0), 1)
+def heads_of(emb_dim: int, family: str = "modern", n_kv_heads: int = 1) -> int:
+    """How many heads a model so wide has, if it is left open: a multiple of those of keys. Two at least, which copying
+    takes; and wide ones, which can tell more tokens apart (LOG.md)."""
+    most = max(2, n_kv_heads, emb_dim // HEAD_DIM[family])
+    fitting = (n for n in range(most, 0, -1) if n % n_kv_heads == 0 and emb_dim % n == 0 and emb_dim // n % 2 == 0)
+    return next(fitting, n_kv_heads)

@@ -6,6 +6,8 @@ its micro-batches (training/memory.py).
 
 from __future__ import annotations
 
+import time
+
 import torch
 
 from lightwell.config.run import RunConfig, changed
@@ -26,17 +28,26 @@ def free_memory(device: Device) -> int | None:
     return free_bytes()
 
 
-def split_to_fit(config: RunConfig, free: int | None, device: Device) -> RunConfig | None:
+def split_to_fit(config: RunConfig, free: int | None, device: Device, processes: int = 1) -> RunConfig | None:
     """The config with the largest micro-batch whose step stays within a share of the free memory; None if none does.
 
     Nothing is raised on a CPU when memory runs out, so it must be known before. A micro-batch of the user's stays.
+    processes: that share each batch, and a CPU's memory as if all were on this machine.
     """
-    batch_size = config.train.batch_size or 1
-    fixed = config.train.micro_batch_size
-    for rows in [fixed] if fixed else [n for n in range(batch_size, 0, -1) if batch_size % n == 0]:
-        if free is None or step_memory(config, rows, device)["total"] < MEMORY_SHARE * free:
-            return config if rows in (batch_size, fixed) else changed(config, train={"micro_batch_size": rows})
+    mine = share_of(config, processes)
+    each, fixed = mine.train.batch_size or 1, config.train.micro_batch_size
+    if free is not None and device.kind == "cpu":
+        free //= processes
+    for rows in [fixed] if fixed else [n for n in range(each, 0, -1) if each % n == 0]:
+        if free is None or step_memory(mine, rows, device)["total"] < MEMORY_SHARE * free:
+            return config if rows in (each, fixed) else changed(config, train={"micro_batch_size": rows})
     return None
+
+
+def share_of(config: RunConfig, processes: int) -> RunConfig:
+    """The config of what one of so many processes does of each step."""
+    rows, micro = max(1, (config.train.batch_size or 1) // processes), config.train.micro_batch_size
+    return changed(config, train={"batch_size": rows, "micro_batch_size": None if micro and rows % micro else micro})
 
 
 def step_memory(config: RunConfig, rows: int, device: Device) -> dict[str, int]:
@@ -65,12 +76,13 @@ def tried_in_memory(config: RunConfig, device: Device, step_seconds: float, limi
         little = free is None or step_memory(config, rows, device)["total"] < PROBE_SHARE * free
         if device.kind != "cpu" or free is None or little or rows == 1 or long > limit:
             break
-        taken = peak_of_a_step(config, torch.get_num_threads(), timeout=3 * long)
+        began = time.perf_counter()
+        taken = peak_of_a_step(config, torch.get_num_threads(), timeout=min(3 * long, limit))
         if taken is not None and taken + saving_copy(config) < free:
             break
         half = next(n for n in range(rows // 2, 0, -1) if batch_size % n == 0)
         config = changed(config, train={"micro_batch_size": half})
-        limit -= long
+        limit -= time.perf_counter() - began
     return config
 
 
@@ -79,10 +91,10 @@ def saving_copy(config: RunConfig) -> int:
     return memory_bytes(config.model.complete(), 1, optimizer=config.optimizer.name)["saving_copy"]
 
 
-def require_memory(config: RunConfig, device: Device) -> None:
-    """Raise UserError for a run that a CPU has no memory for: nothing would, and the system would end the process."""
-    free = free_memory(device)
-    needed = step_memory(config, rows_at_once(config), device)["total"]
+def require_memory(config: RunConfig, device: Device, processes: int = 1) -> None:
+    """Raise UserError for a run that a CPU has no memory for: nothing would, and the system would end a process."""
+    free, mine = free_memory(device), share_of(config, processes)
+    needed = processes * step_memory(mine, rows_at_once(mine), device)["total"]
     if device.kind == "cpu" and free is not None and needed > free:
         raise UserError(
             f"expected a step that fits into {free / 1e9:.1f} GB of free memory, got one that needs about"

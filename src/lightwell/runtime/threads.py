@@ -31,6 +31,11 @@ def set_threads(config: RunConfig, world: World | None = None) -> None:
     torch.set_num_threads(config.runtime.threads or max(1, allowed_cpus() // sharing))
 
 
+def limit_threads() -> None:
+    """Use no more threads than there are processors for: PyTorch does not know of a container's quota."""
+    torch.set_num_threads(min(torch.get_num_threads(), allowed_cpus()))
+
+
 def allowed_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """CPUs this process may use: the scheduler's affinity, cut to the cgroup's quota (versions 2 and 1)."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

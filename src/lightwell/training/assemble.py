@@ -48,6 +48,7 @@ EVALUATIONS = 10  # over a run, unless the config says otherwise
 EVALUATION_SHARE = 0.005  # tokens of each of them, as a share of all tokens trained on
 SLOW_DISK, SLOW_MEMORY = 2e8, 5e9  # bytes per second
 COUNTED, PLACES = 4_000_000, 10_000  # tokens whose pairs are counted, and from how many places of a longer text
+LONG = 2.0  # seconds, for timing steps before a run
 SEARCH_SPEED = 5e6  # bytes of training text per second, in which the sample's longest copy is looked for
 
 
@@ -199,24 +200,29 @@ def begins_with_pairs(model_config: ModelConfig, config: RunConfig) -> bool:
 def time_a_step(
     replicas: Replicas, optimizer: Optimizer, batch: Batch, micro_batch_size: int, device: Device, rounds: int = 3
 ) -> float:
-    """Seconds of a forward and backward pass over a batch: the fastest of some, nothing is updated.
+    """Seconds of a forward and backward pass over a batch: the fastest of some, nothing is updated. Of a batch that
+    takes long, and is no other process's too, only the first micro-batches are made, once.
 
     The update is not in it; the pace measures whole steps as soon as there are some. Where the micro-batch is too large
     for a device's memory, smaller ones are timed; the step itself will find that out too.
     """
+    alone = replicas.kind == "alone"
     times: list[float] = []
     with torch.random.fork_rng(devices=[]):
-        while len(times) < rounds:
-            start = time.perf_counter()
+        while len(times) < rounds and not (alone and sum(times) > LONG):
+            start, done = time.perf_counter(), 0
             try:
                 for ids, targets in zip(batch.ids.split(micro_batch_size), batch.targets.split(micro_batch_size)):
                     with device.autocast(), fused(not replicas.compiled):
                         loss_sum, _ = replicas.forward(to(ids, device), to(targets, device))
                         loss_sum.backward()
+                    done += len(ids)
+                    if alone and time.perf_counter() - start > LONG:
+                        break
                 device.synchronise()
-                times.append(time.perf_counter() - start)
+                times.append((time.perf_counter() - start) * len(batch.ids) / done)
             except RuntimeError as error:
-                if replicas.kind != "alone" or micro_batch_size == 1 or not is_out_of_memory(error):
+                if not alone or micro_batch_size == 1 or not is_out_of_memory(error):
                     raise
                 micro_batch_size = -(-micro_batch_size // 2)
             optimizer.zero_grad()

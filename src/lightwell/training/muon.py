@@ -50,7 +50,7 @@ def exact_polar_factor(matrix: Tensor) -> Tensor:
 
 
 class Muon:
-    """The optimizer for matrices of equal kind: `groups` of views, stacked by shape so that one product serves many.
+    """The optimizer for the matrices of blocks, stacked by shape so that one product serves many.
 
     weights: name -> (rows, columns) parameter. splits: name -> row counts of the matrices that one parameter holds
     (queries, keys and values share one). dtype: of the products in `orthogonalise`.

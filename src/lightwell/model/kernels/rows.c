@@ -214,13 +214,14 @@ void swiglu_backward(Numbers g, Numbers gate, Numbers up, Numbers d_gate, Number
 }
 
 /* From logits (rows, n) to what the backward pass wants of them, in their place: softmax(logits), less 1 at the target;
-   zeros where the target is negative, which does not count. loss (rows): -log softmax(logits)[target], or 0. */
+   zeros where the target is negative, which does not count. loss (rows): -log softmax(logits)[target], or 0; NaN
+   where there is no such target. */
 void softmax_less_target(Numbers logits, const int64_t *target, float *loss, long rows, long n, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long t = 0; t < rows; t++) {
         float row[n];
-        loss[t] = 0;
-        if (target[t] < 0) {
+        loss[t] = target[t] < n ? 0 : NAN;
+        if (target[t] < 0 || target[t] >= n) {
             memset(row, 0, n * sizeof(float));
         } else {
             load(row, logits, t * n, n);
