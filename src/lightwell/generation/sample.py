@@ -107,7 +107,7 @@ def penalise_repetition(logits: Tensor, history: Sequence[Sequence[int]], penalt
     """
     logits = logits.clone()
     for row, ids in zip(logits, history):
-        known = [token for token in ids if token < len(row)]  # no rows without a token of the tokenizer
+        known = [token for token in ids if token < len(row)]  # logits may be cut to the tokenizer's tokens
         seen = torch.tensor(known, dtype=torch.int64, device=logits.device)
         row[seen] = torch.where(row[seen] > 0, row[seen] / penalty, row[seen] * penalty)
     return logits
