@@ -5,7 +5,7 @@ import torch
 
 import lightwell
 from lightwell.beginning import read_request
-from lightwell.errors import LockedError
+from lightwell.errors import ConfigError, LockedError
 from lightwell.files.lock import lock_folder
 from lightwell.inspection import describe_runs, plan_summary
 from lightwell.trained import longest_copy_from
@@ -63,6 +63,9 @@ def test_a_budget_of_a_flag_replaces_the_files_and_is_joined_by_settings(tmp_pat
     budget = read_request(config=tmp_path / "mine.toml", minutes=10, settings=["budget.most_tokens=500"]).raw["budget"]
     assert budget == {"minutes": 10, "most_tokens": 500}
     assert read_request(config=tmp_path / "mine.toml", minutes=10).raw["budget"] == {"minutes": 10}
+    (tmp_path / "mine.toml").write_text("[budget]\nsteeps = 7\n")
+    with pytest.raises(ConfigError, match="steeps"):
+        read_request(config=tmp_path / "mine.toml", minutes=10)
     with pytest.raises(lightwell.UserError, match="one budget"):
         read_request(minutes=10, settings=["budget.steps=500"])
 

@@ -44,7 +44,7 @@ from lightwell.runtime.world import World, join_world
 from lightwell.store.checkpoint import Checkpoint
 from lightwell.store.checkpoints import list_checkpoints
 from lightwell.store.database import RunDatabase
-from lightwell.store.run_folder import DATABASE, open_run
+from lightwell.store.run_folder import DATABASE, open_run, remove_if_empty
 from lightwell.trained import Progress, Run, Text, load, quiet
 from lightwell.training.assemble import assemble
 from lightwell.training.loop import run as train
@@ -79,6 +79,7 @@ def pretrain(
     """
     began = time.perf_counter() if began is None else began
     asked = read_request(text, **request)
+    asked.weights_from = weights_from
     config = with_budget(asked.config, say)
     if weights_from and config.train.init is not None:
         raise UserError(
@@ -91,8 +92,9 @@ def pretrain(
         if world.on_main(lambda: can_go_on(path, asked, force, say)):
             go_on(path, device, world, observers=observers, stop=stop, say=say)
             return load(path, device=config.runtime.device)
+        made = not path.exists()
         world.on_main(lambda: make_run_folder(path))
-        with held(path, world):
+        with unless_it_fails(path, made and world.is_main), held(path, world):
             set_threads(config, world)
             parent = load(weights_from) if weights_from else None
             if parent:
@@ -103,7 +105,7 @@ def pretrain(
 
             begun = world.on_main(begin)
             train_run(
-                path, parse(begun["config"]), open_dataset(begun["dataset"]), device, world, observers, stop,
+                path, parse(begun["config"]), open_dataset(begun["dataset"]), device, world, observers, stop, say,
                 began=began, weights=weights_of(parent) if parent else None, peak_flops=begun["peak_flops"],
                 step_seconds=begun["step_seconds"],
             )  # fmt: skip
@@ -157,9 +159,20 @@ def go_on(
                 "`lightwell data diff` shows the changes; a new run can begin with --from.",
             )
         train_run(
-            path, config, dataset, device, world, observers, stop,
+            path, config, dataset, device, world, observers, stop, say,
             checkpoint=checkpoint, extend_steps=extend_steps, peak_flops=measure_peak_flops(device),
         )  # fmt: skip
+
+
+@contextmanager
+def unless_it_fails(path: Path, made: bool) -> Iterator[None]:
+    """A run's folder that was made for what is in the `with` block goes again if that came to nothing."""
+    try:
+        yield
+    except BaseException:
+        if made:
+            remove_if_empty(path)
+        raise
 
 
 @contextmanager
@@ -178,6 +191,7 @@ def train_run(
     world: World,
     observers: Sequence[Observer],
     stop: Callable[[], str | None],
+    say: Say,
     *,
     checkpoint: Checkpoint | None = None,
     weights: dict[str, Tensor] | None = None,
@@ -190,7 +204,7 @@ def train_run(
     with ExitStack() as stack:
         database: RunDatabase | NoRecord = NoRecord()
         if world.is_main:
-            database = stack.enter_context(RunDatabase(path / DATABASE))
+            database = stack.enter_context(RunDatabase(path / DATABASE, on_trouble=say))
             if checkpoint:
                 database.delete_after(checkpoint.step)
             if checkpoint and "sample" in checkpoint.state.get("owed", ()):

@@ -6,6 +6,7 @@ A run may begin with the weights of another one (`--from`): then its sizes are t
 from __future__ import annotations
 
 import math
+import os
 import re
 import shutil
 import time
@@ -22,7 +23,7 @@ from lightwell.config.run import RunConfig, changed, parse, to_raw
 from lightwell.data.dataset import Dataset, is_dataset, open_dataset
 from lightwell.data.prepare import prepare
 from lightwell.data.sources import collect, standard_library
-from lightwell.errors import RunError, UserError
+from lightwell.errors import DamagedError, RunError, UserError
 from lightwell.files.translate import os_errors
 from lightwell.planner.choose import (
     LEAST_READ,
@@ -42,12 +43,13 @@ from lightwell.runtime.device import Device
 from lightwell.runtime.peak import measure_peak_flops
 from lightwell.store.checkpoint import FOLDER as CHECKPOINTS
 from lightwell.store.database import RunDatabase
-from lightwell.store.run_folder import CONFIG, DATABASE, DATASET, create, is_run, open_run, require_free
+from lightwell.store.run_folder import ATTEMPT, CONFIG, DATABASE, DATASET, create, is_run, open_run, require_free
 from lightwell.trained import Progress, Run, Text, as_paths
 from lightwell.training.assemble import begins_with_pairs
 
 Say = Callable[[str], None]
 DEFAULT_MINUTES = 10.0
+GIVEN = "given"  # a section of the request that is kept: where text and weights came from
 WEIGHTLESS = {"drop_rate", "context_length"}  # keys of a model that may change while its weights stay
 
 
@@ -57,10 +59,21 @@ class Request:
 
     text: list[Path | str] | None
     raw: dict[str, Any]
+    weights_from: str | Path | None = None
 
     @property
     def config(self) -> RunConfig:
         return parse(self.raw)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """Where the text lies, and the run to begin from: kept with the request, so that another is told from it."""
+
+        def place(path: Path | str) -> str:
+            return os.path.abspath(path).encode(errors="backslashreplace").decode()
+
+        text = ["the standard library"] if self.text is None else [place(path) for path in self.text]
+        return {"text": text} | ({"from": place(self.weights_from)} if self.weights_from else {})
 
 
 def read_request(
@@ -87,8 +100,8 @@ def read_request(
     file = read_toml(Path(config)) if config else {}
     shelf = read_preset(preset) if preset else {}
     if given["budget"]:  # a flag replaces the budget of preset and file instead of joining it
-        shelf.pop("budget", None)
-        file.pop("budget", None)
+        for layer in (shelf, file):
+            parse({"budget": layer.pop("budget", {})})  # a typo in it is one all the same
     if minutes is not None:  # a preset's batch is for the tokens that it was made for; minutes are planned
         shelf.get("train", {}).pop("batch_size", None)
     raw = merge(
@@ -115,7 +128,10 @@ def begin_run(
 ) -> dict[str, Any]:
     """Prepare the data, decide what is still open, make the run's folder; what training needs of that, as JSON."""
     if is_run(path) and not has_begun(path):
+        (path / ATTEMPT).touch()
         (path / CONFIG).unlink()  # of an attempt that ended before its first checkpoint: it begins again
+    elif not (path / DATASET).exists():
+        (path / ATTEMPT).touch()
     peak = measure_peak_flops(device)
     if parent:
         own = config.model.model_dump(include=WEIGHTLESS, exclude_none=True)
@@ -127,7 +143,9 @@ def begin_run(
     if parent is None and begins_with_pairs(choice.config.model.complete(), choice.config):
         say("Embeddings and head begin with the pairs of tokens counted in the text.")
     require_memory(choice.config, device, processes)
-    create(path, to_raw(choice.config), asked.raw, dataset.tokenizer, dataset.path)
+    request = asked.raw | {GIVEN: asked.given}
+    create(path, to_raw(choice.config), request, dataset.tokenizer, dataset.path)
+    (path / ATTEMPT).unlink(missing_ok=True)
     with RunDatabase(path / DATABASE) as database:
         database.delete_after(-1)  # what an attempt left that ended before it trained
         if choice.expected:
@@ -149,13 +167,15 @@ def can_go_on(path: Path, asked: Request, force: bool, say: Say) -> bool:
         require_free(path)
         return False
     if not has_begun(path):
+        require_ours(path)
         return False  # another process may be about to train here: the lock will tell
     before = open_run(path, need_checkpoint=False).request
+    now = asked.raw | ({GIVEN: asked.given} if GIVEN in before else {})  # runs of before did not keep that
     differences = [
-        f"{section}.{key}: {before.get(section, {}).get(key)} -> {asked.raw.get(section, {}).get(key)}"
-        for section in sorted(before.keys() | asked.raw.keys())
-        for key in sorted(before.get(section, {}).keys() | asked.raw.get(section, {}).keys())
-        if before.get(section, {}).get(key) != asked.raw.get(section, {}).get(key)
+        f"{section}.{key}: {before.get(section, {}).get(key)} -> {now.get(section, {}).get(key)}"
+        for section in sorted(before.keys() | now.keys())
+        for key in sorted(before.get(section, {}).keys() | now.get(section, {}).keys())
+        if before.get(section, {}).get(key) != now.get(section, {}).get(key)
     ]
     if differences and not force:
         raise RunError(
@@ -165,6 +185,17 @@ def can_go_on(path: Path, asked: Request, force: bool, say: Say) -> bool:
     if differences:
         say(f"Going on with {path} as it was first asked for; ignored: {'; '.join(differences)}")
     return True
+
+
+def require_ours(path: Path) -> None:
+    """Raise RunError for a config.toml that no run has written: it would be replaced."""
+    try:
+        open_run(path, need_checkpoint=False)
+    except (RunError, DamagedError):
+        raise RunError(
+            f"expected {path} to be free or a run, got a {CONFIG} there that no run has written.",
+            "Choose another --out.",
+        ) from None
 
 
 def has_begun(path: Path) -> bool:
@@ -199,7 +230,7 @@ def open_or_prepare(
             raise UserError(
                 f"expected text beside {'--val' if config.data.val else 'data.limit_bytes'}, got prepared data in"
                 f" {text[0]}, which has its own held-out part and length.",
-                "Prepare the text anew with `lightwell data prepare TEXT --val HELD_OUT --out FOLDER`.",
+                "Prepare the text anew with `lightwell prepare TEXT --val HELD_OUT --out FOLDER`.",
             )
         dataset = open_dataset(Path(text[0]), verify=True)
         if parent and dataset.tokenizer.hash != parent.tokenizer.hash:
@@ -208,8 +239,13 @@ def open_or_prepare(
                 "Give the text itself instead of the prepared data.",
             )
         return dataset
-    if (run / DATASET).is_dir():  # left by an attempt that ended before it trained
-        shutil.rmtree(run / DATASET)
+    if (run / DATASET).exists():
+        if not (run / ATTEMPT).exists():
+            raise RunError(
+                f"expected {run} to be free, got a folder {DATASET} there that this run has not made.",
+                "Choose another --out.",
+            )
+        shutil.rmtree(run / DATASET)  # left by an attempt that ended before it trained
     sources = standard_library() if text is None else text
     tokenizer: Any = parent.tokenizer if parent else config.tokenizer.kind
     if config.tokenizer.kind == "gpt2" and config.tokenizer.path:

@@ -129,7 +129,11 @@ class Inside:
         return draw_heat(self.attention[layer, head].tolist(), names, names, color, width=width, max_rows=64)
 
     def _following(self, color: bool, width: int) -> str:
-        shares = {show_token(token): share for token, share in self.next_tokens}
+        shares: dict[str, float] = {}
+        for token, share in self.next_tokens:
+            name = show_token(token)
+            alike = sum(other.split(" #")[0] == name for other in shares)  # parts of characters have no names
+            shares[f"{name} #{alike + 1}" if alike else name] = share
         return draw_bars(shares, min(width, 72), color, lambda share: percent(share, 1))
 
 
@@ -211,9 +215,10 @@ def look_inside(run: Run, text: str = EXAMPLE_TEXT, top: int = 5) -> Inside:
         losses = F.cross_entropy(logits[:-1], x[0, 1:], reduction="none")
         losses.mean().backward()
     with torch.no_grad():
-        lens = torch.stack([model.head(model.final_norm(stream))[0].softmax(-1) for stream in streams])  # (L, T, V)
+        V = tokenizer.vocab_size  # a model may have rows for more
+        lens = torch.stack([model.head(model.final_norm(x))[0].softmax(-1)[:, :V] for x in streams])  # (L, T, V)
         sure, likeliest = lens.max(dim=-1)
-        share, following = logits[-1].softmax(-1).topk(min(top, logits.shape[-1]))
+        share, following = logits[-1].softmax(-1)[:V].topk(min(top, V))
     return Inside(
         tokens=[_text(tokenizer, i) for i in ids],
         ids=x[0].cpu(),

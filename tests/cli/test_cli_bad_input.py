@@ -321,12 +321,68 @@ def test_a_prompt_that_is_refused_does_not_end_a_conversation(capsys, monkeypatc
     assert "expected a prompt of at most" in told.err
 
 
+def test_what_lies_in_out_already_is_not_deleted(capsys, text_file, tmp_path):
+    """The user's own texts in a folder called dataset, their own config.toml."""
+    work = tmp_path / "work"
+    (work / "dataset").mkdir(parents=True)
+    shutil.copy(text_file, work / "dataset")
+    for text in (str(work / "dataset"), str(text_file)):
+        code, sentence = said(capsys, "pretrain", text, "--steps", "1", *SMALL, "--out", str(work))
+        assert code == 2
+        assert one_sentence(sentence), sentence
+        assert "dataset" in sentence
+        assert (work / "dataset" / text_file.name).read_bytes() == text_file.read_bytes()
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "config.toml").write_text('baseURL = "https://example.org"\n')
+    code, sentence = said(capsys, "pretrain", str(text_file), "--steps", "1", *SMALL, "--out", str(own))
+    assert code == 2
+    assert "config.toml" in sentence
+    assert [path.name for path in own.iterdir()] == ["config.toml"]
+
+
+def test_a_mistyped_text_leaves_no_folder(capsys, tmp_path):
+    code, _ = said(capsys, "pretrain", str(tmp_path / "absent"), "--steps", "1", "--out", str(tmp_path / "run"))
+    assert code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_text_or_another_beginning_is_not_taken_for_the_same_run(capsys, copy, text_file, trained, tmp_path):
+    other = tmp_path / "other.txt"
+    shutil.copy(text_file, other)
+    asked = ["--steps", "3", *SMALL, "--out", str(copy)]
+    code, sentence = said(capsys, "pretrain", str(other), *asked)
+    assert code == 2
+    assert "given.text" in sentence
+    code, sentence = said(capsys, "pretrain", str(text_file), "--from", str(trained), *asked)
+    assert code == 2
+    assert "given.from" in sentence
+    assert said(capsys, "pretrain", str(text_file), *asked)[0] == 0
+
+
+def test_the_folder_of_the_run_itself_is_not_read(text_file, tmp_path):
+    shutil.copy(text_file, tmp_path)
+    assert run(["pretrain", str(tmp_path), "--steps", "1", *SMALL, "--out", str(tmp_path / "run"), "--json"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "dataset" / "documents.jsonl").read_text().splitlines()]
+    assert {Path(row["source"]).name for row in rows if "left_out" not in row} == {text_file.name}
+
+
+def test_an_answer_that_is_no_is_one_json_value(capsys, copy):
+    weights = next((copy / "checkpoints").glob("*/model.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    assert run(["runs", str(copy), "--check", "--json"]) == 4
+    told = capsys.readouterr()
+    assert not all(row["good"] for row in json.loads(told.out))
+    assert "not every file" in told.err
+
+
+@pytest.mark.parametrize("command", ["generate", "tokenize"])
 @pytest.mark.parametrize("piped", [True, False])
-def test_a_prompt_that_is_not_utf_8(capsys, monkeypatch, trained, piped):
+def test_text_that_is_not_utf_8(capsys, monkeypatch, trained, command, piped):
     """In a pipe, and as Python hands over an argument: with the bytes in characters of their own."""
     if piped:
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"gr\xfcn"), encoding="utf-8"))
-    code, sentence = said(capsys, "generate", str(trained), *([] if piped else [os.fsdecode(b"gr\xfcn")]))
+    code, sentence = said(capsys, command, str(trained), *([] if piped else [os.fsdecode(b"gr\xfcn")]))
     assert code == 2
     assert one_sentence(sentence), sentence
     assert "UTF-8" in sentence

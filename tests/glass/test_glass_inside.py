@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from lightwell import inside
 from lightwell.cli.main import run as command
 from lightwell.errors import UserError
 from lightwell.inside import check_step, explain_parameter, look_inside, trace_step, verify_run
+from lightwell.model.build import GPT
 from lightwell.show.terminal import plain
 
 TEXT = "a lamp in a well"
@@ -56,6 +58,20 @@ def test_the_lens_after_a_layer_is_a_model_without_the_layers_above(run, ids):
     found = look_inside(run, TEXT)
     run.model.blocks = run.model.blocks[:1]
     assert torch.allclose(found.lens_probability[0], run.model(ids)[0].softmax(-1).amax(-1), rtol=1e-4)
+
+
+def test_rows_of_a_model_that_its_tokenizer_has_no_token_for_are_not_shown(run):
+    padded = run.model_config.model_copy(update={"vocab_size": run.model_config.vocab_size + 7})
+    run.model = GPT(padded).eval()
+    with torch.no_grad():
+        run.model.head.weight[-7:] = 100 * run.model.head.weight[-8]
+    assert len(look_inside(run, TEXT).next_tokens) == 5
+
+
+def test_tokens_that_look_alike_have_bars_of_their_own(run):
+    found = replace(look_inside(run, TEXT), next_tokens=[("\ufffd", 0.8), ("\ufffd", 0.1), ("a", 0.05)])
+    lines = found._following(False, 60).splitlines()
+    assert [line.split()[-1] for line in lines] == ["80.0%", "10.0%", "5.0%"]
 
 
 class Watching(TorchFunctionMode):

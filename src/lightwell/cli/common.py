@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import typer
+
+from lightwell.errors import UserError
 
 
 def make_app() -> typer.Typer:
@@ -33,7 +36,37 @@ def say(text: str) -> None:
 
 
 def show_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    """A number that is not finite, for which JSON has no word, is null."""
+    print(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def piped() -> str:
+    """All of standard input. Raises UserError where it is not UTF-8."""
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError:
+        raise _not_utf8() from None
+
+
+def in_utf8(text: str) -> str:
+    """`text`, if it can be written in UTF-8: bytes that cannot are kept by Python in characters of their own."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise _not_utf8() from None
+    return text
+
+
+def _not_utf8() -> UserError:
+    return UserError("expected text in UTF-8, got other bytes.", "Convert it: iconv -f latin1 -t utf-8 FILE")
 
 
 def color_on(stream: Any = sys.stdout) -> bool:
@@ -66,7 +99,8 @@ def stop_by_signal(stopper: Stopper) -> Iterator[None]:
             raise KeyboardInterrupt
         stopper.reason = f"{signal.Signals(number).name} received"
         if is_main():
-            os.write(2, b"\nFinishing the step and saving; once more to end at once.\n")
+            with suppress(OSError):  # a reader that the same signal has ended, as in `2>&1 | tee log`
+                os.write(2, b"\nFinishing the step and saving; once more to end at once.\n")
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

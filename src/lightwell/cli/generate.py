@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from io import TextIOWrapper
 
 import typer
 
-from lightwell.cli.common import JSON, make_app, say, show_json
+from lightwell.cli.common import JSON, in_utf8, make_app, piped, say, show_json
 from lightwell.errors import UserError
 
 app = make_app()
@@ -46,9 +45,6 @@ def generate(
         opened.quantize(quantize)
     opened.only_write()
 
-    if isinstance(sys.stdout, TextIOWrapper):  # a terminal of few characters shows ? for the others
-        sys.stdout.reconfigure(errors="replace")
-
     def write(words: str) -> None:
         began, n_tokens, text = time.perf_counter(), 0, ""
         pieces = opened.stream(
@@ -78,24 +74,3 @@ def generate(
             return
         except UserError as error:  # the next prompt may do
             say(str(error))
-
-
-def piped() -> str:
-    """All of standard input. Raises UserError where it is not UTF-8."""
-    try:
-        return sys.stdin.read()
-    except UnicodeDecodeError:
-        raise not_utf8() from None
-
-
-def in_utf8(words: str) -> str:
-    """`words`, if they can be written in UTF-8: bytes that cannot are kept by Python in characters of their own."""
-    try:
-        words.encode()
-    except UnicodeEncodeError:
-        raise not_utf8() from None
-    return words
-
-
-def not_utf8() -> UserError:
-    return UserError("expected a prompt in UTF-8, got other bytes.", "Convert it: iconv -f latin1 -t utf-8 FILE")

@@ -10,13 +10,14 @@ import json
 import os
 import sys
 import traceback
+from io import TextIOWrapper
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from lightwell.errors import LightwellError
+from lightwell.errors import AnswerIsNo, LightwellError
 from lightwell.files.translate import translate
 from lightwell.runtime.waiting import let_threads_sleep, let_threads_wait_as_fits
 
@@ -103,6 +104,8 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: list[str]) -> int:
     """Run a command and return its exit code."""
     as_json = "--json" in arguments
+    if isinstance(sys.stdout, TextIOWrapper):  # a terminal of few characters, a path that is not UTF-8: written \u...
+        sys.stdout.reconfigure(errors="backslashreplace")
     trains = arguments[:1] in (["pretrain"], ["resume"]) and not {"--help", "-h"} & set(arguments)
     let_threads_wait_as_fits() if trains else let_threads_sleep()
     try:
@@ -113,7 +116,8 @@ def run(arguments: list[str]) -> int:
         return result if isinstance(result, int) else 0
     except LightwellError as error:
         code = 0 if error.exit_code == 3 and "TORCHELASTIC_RUN_ID" in os.environ else error.exit_code
-        return fail(error.kind, error.message, error.hint, code, as_json, getattr(error, "details", None))
+        unanswered = as_json and not isinstance(error, AnswerIsNo)  # whose one JSON value is printed by now
+        return fail(error.kind, error.message, error.hint, code, unanswered, getattr(error, "details", None))
     except KeyboardInterrupt:
         return interrupted(as_json)
     except (BrokenPipeError, SystemExit) as error:

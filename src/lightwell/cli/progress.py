@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from lightwell.runtime.observer import Observer, StepReport
+from lightwell.show.terminal import shorten
 from lightwell.show.units import count, duration
 
 
@@ -31,33 +33,43 @@ class TrainingProgress(Observer):
         if self.terminal:
             if now - self.last > 0.1 or report.step == report.steps:
                 self.last = now
-                print(f"\r\x1b[K{bar(done)} {self.line(report)}", end="", file=sys.stderr, flush=True)
+                renew(f"{bar(done)} {self.line(report)}")
         elif int(done * self.lines) > self.printed or report.step == 1:
             self.printed = int(done * self.lines)
-            print(self.line(report), file=sys.stderr, flush=True)
+            write(self.line(report) + "\n")
 
     def line(self, report: StepReport) -> str:
-        parts = [f"step {report.step}/{report.steps}", f"loss {report.loss:.3f}"]
+        parts = [f"step {report.step}/{report.steps}"]
+        if report.seconds_left is not None and report.step < report.steps:
+            parts.append(f"{duration(report.seconds_left)} left")
+        parts.append(f"loss {report.loss:.3f}")
         if self.heldout is not None:
             parts.append(f"held-out {self.heldout:.3f} bits/byte")
         parts.append(f"{count(report.tokens_per_second)} tokens/s")
         if report.mfu is not None:
             parts.append(f"{report.mfu:.0%} of peak")
-        if report.seconds_left is not None and report.step < report.steps:
-            parts.append(f"{duration(report.seconds_left)} left")
         return "  ".join(parts)
 
     def after_evaluation(self, step: int, heldout: dict[str, float]) -> None:
         self.heldout = heldout["heldout.bits_per_byte"]
 
     def note(self, text: str) -> None:
-        if self.terminal:
-            print("\r\x1b[K", end="", file=sys.stderr)
-        print(text, file=sys.stderr, flush=True)
+        write(("\r\x1b[K" if self.terminal else "") + text + "\n")
 
     def at_end(self) -> None:
         if self.terminal:
-            print(file=sys.stderr)
+            write("\n")
+
+
+def renew(line: str) -> None:
+    """Write over the terminal's last line, with as much of it as there is room for: longer ones would stay."""
+    write("\r\x1b[K" + shorten(line, shutil.get_terminal_size().columns - 1))
+
+
+def write(text: str) -> None:
+    """To stderr, if somebody reads it: a closed terminal or a full disk for the log must not end a training."""
+    with suppress(OSError):
+        print(text, end="", file=sys.stderr, flush=True)
 
 
 def bar(share: float, width: int = 20) -> str:
@@ -82,11 +94,11 @@ class WorkProgress:
         self.last = now
         share = f"{bar(done / total)} {done / total:.0%}" if total else f"{done:,}"
         left = f"  {duration((now - self.began) * (total - done) / done)} left" if total and done else ""
-        print(f"\r\x1b[K{what} {share}{left}", end="", file=sys.stderr, flush=True)
+        renew(f"{what} {share}{left}")
 
     def clear(self) -> None:
         if self.terminal:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            write("\r\x1b[K")
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import typer
 
 from lightwell.cli.common import JSON, color_on, make_app, show_json
 from lightwell.cli.result import said_of_prediction
-from lightwell.errors import AnswerIsNo
+from lightwell.errors import AnswerIsNo, UserError
 
 app = make_app()
 
@@ -25,9 +25,11 @@ def runs(
     """List runs, show one with its curve, or compare several."""
     from lightwell.inspection import check_run, describe_runs, pin_checkpoint, run_metrics
 
+    if csv and json:
+        raise UserError("expected --csv or --json, got both.", "Leave one of the two out.")
     if pin is not None:
         pin_checkpoint(one(run), pin)
-        print(f"The checkpoint of step {pin} stays.")
+        show_json({"pinned": pin}) if json else print(f"The checkpoint of step {pin} stays.")
         return
     if check:
         found = [row for path in (run or [row["path"] for row in describe_runs(None)]) for row in check_run(path)]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 import typer
 
-from lightwell.cli.common import JSON, color_on, make_app, show_json
+from lightwell.cli.common import JSON, color_on, in_utf8, make_app, piped, show_json
 
 app = make_app()
 _BACKGROUNDS = (24, 53, 22, 58, 17, 52)  # of the terminal's 256 colours: dark ones, so that words stay readable
@@ -22,7 +20,7 @@ def tokenize(
     from lightwell.inspection import find_tokenizer
 
     tokenizer = find_tokenizer(source)
-    text = sys.stdin.read() if text is None else text
+    text = in_utf8(piped() if text is None else text)
     ids = tokenizer.encode(text)
     if json:
         show_json({"ids": ids, "tokens": [tokenizer.token_bytes(i).decode("utf-8", errors="replace") for i in ids]})

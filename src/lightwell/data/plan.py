@@ -57,7 +57,8 @@ class Plan:
 
 
 def make_plan(sources: Sources, val: Sources | None, progress: Progress) -> Plan:
-    """Read everything once and decide. Documents that occur twice are kept once; nothing held out is trained on.
+    """Read everything once and decide. Documents that occur twice are kept once; no passage that is held out is
+    trained on. The same words cut elsewhere, as in a file that holds another file, are not noticed.
 
     Raises DataError if there is too little text, or nothing left to train on beside what is held out.
     """

@@ -34,7 +34,10 @@ _SUFFIXES = {
 LANGUAGES = {suffix: language for language, suffixes in _SUFFIXES.items() for suffix in suffixes.split()}
 NOT_FOR_READING = {"__pycache__", "node_modules", "site-packages", "dist-packages"}
 # What a folder holds that a tool has made: a virtual environment, one of our datasets, one of our runs.
-_MARKS_OF_TOOLS = (("pyvenv.cfg",), ("documents.jsonl", "train-00000.bin"), ("config.toml", "checkpoints"))
+_MARKS_OF_TOOLS = (
+    *(("pyvenv.cfg",), ("documents.jsonl", "train-00000.bin")),
+    *(("config.toml", "checkpoints"), (".attempt",)),
+)
 BLOCK = 1 << 26  # bytes of a file that become one document; a larger file becomes several
 SNIFFED = 8192  # bytes at the start of a file that decide whether it is text
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)

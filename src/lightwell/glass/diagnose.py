@@ -462,6 +462,8 @@ def _gain(r: Readings, sickness: str, bad: Callable[[float], bool]) -> Finding |
             for (step, low), (_, high) in zip(*(r.of_layers("backward_rms")[k] for k in (first, last)), strict=False)
             if low > 0 and high > 0 and math.isfinite(low) and math.isfinite(high)
         ]
+        if not gains:
+            continue
         marks = [bad(gain) for _, gain in gains]
         if sum(marks[:ENOUGH_PULSES]) < min(2, len(marks)) and _came_to_stay(gains, bad) is None:
             continue

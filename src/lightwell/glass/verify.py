@@ -334,7 +334,7 @@ class _Check:
         noise = (eps * math.sqrt(depth) * (abs(predicted) + math.sqrt(squares)) + abs(near - far)) / size_of_it
         error = abs(near - predicted) / size_of_it
         verdict: Verdict = "disagree" if error > SAFETY * noise else "agree"
-        if abs(near - far) > 0.1 * size_of_it:
+        if not abs(near - far) <= 0.1 * size_of_it:  # a loss that is no number too
             verdict = "not checkable"
         reason = {"not checkable": "unsettled"}.get(verdict, "")
         return self._whole_row(index, verdict, reason=reason, error=error, noise_floor=noise, differences=error)

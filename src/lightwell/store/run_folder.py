@@ -6,6 +6,7 @@
     checkpoints/     at least one
     run.sqlite       metrics, events, samples
     lock             held by the process that trains
+    .attempt         while the run is being made: what lies here is ours
 
 The first two and one checkpoint make a run; everything else may be missing. config.toml is written last, so a folder
 that has one is complete. Whoever opens a run may have got it from a stranger: sizes and depths are limited, and links
@@ -33,11 +34,12 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 CONFIG, TOKENIZER, DATASET, DATABASE = "config.toml", "tokenizer.json", "dataset", "run.sqlite"
+ATTEMPT = ".attempt"
 
 # What turns a config.toml of an older format into one of the next: {0: function of the table, ...}.
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
-_OURS = (TOKENIZER, DATASET, FOLDER, DATABASE, "lock")  # what a run that was killed while it began may have left
+_OURS = (TOKENIZER, DATASET, FOLDER, "lock")  # what a run that was killed while it began may have left
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ def require_free(run: Path) -> None:
         raise RunError(
             f"expected a new folder for the run, got {run}, which holds one.", f"Use `lightwell resume {run}`."
         )
-    others = sorted(path.name for path in run.iterdir() if not path.name.startswith((".", *_OURS)))
+    names = (path.name for path in run.iterdir())
+    others = sorted(name for name in names if not name.startswith((".", DATABASE)) and name not in _OURS)
     if others:
         raise RunError(
             f"expected a new or empty folder for the run, got {run} with {others[0]}.", "Choose another --out."
@@ -131,6 +134,14 @@ def open_run(path: Path, *, need_checkpoint: bool = True) -> RunFolder:
         raise DamagedError(f"expected a table [request] and a path as dataset in {path / CONFIG}, got something else.")
     config = {key: value for key, value in table.items() if key not in ("format", "request", "dataset")}
     return RunFolder(path, config, request, version, Path(dataset) if dataset else None)
+
+
+def remove_if_empty(run: Path) -> None:
+    """Remove the folder of an attempt that came to nothing."""
+    if {path.name for path in run.iterdir()} <= {ATTEMPT, "lock"}:
+        for name in (ATTEMPT, "lock"):
+            (run / name).unlink(missing_ok=True)
+        run.rmdir()
 
 
 def is_run(path: Path) -> bool:
