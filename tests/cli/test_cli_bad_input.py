@@ -374,6 +374,9 @@ def test_an_answer_that_is_no_is_one_json_value(capsys, copy):
     told = capsys.readouterr()
     assert not all(row["good"] for row in json.loads(told.out))
     assert "not every file" in told.err
+    assert run(["runs", str(copy), "--pin", "3", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"pinned": 3}
+    assert run(["runs", str(copy), "--csv", "--json"]) == 2
 
 
 @pytest.mark.parametrize("command", ["generate", "tokenize"])
