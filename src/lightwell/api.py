@@ -169,10 +169,9 @@ def unless_it_fails(path: Path, made: bool) -> Iterator[None]:
     """A run's folder that was made for what is in the `with` block goes again if that came to nothing."""
     try:
         yield
-    except BaseException:
+    finally:
         if made:
             remove_if_empty(path)
-        raise
 
 
 @contextmanager

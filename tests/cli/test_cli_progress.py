@@ -29,7 +29,10 @@ def test_a_line_is_cut_at_the_edge_and_says_the_time_left_first(capsys, monkeypa
 
 
 class Closed(io.StringIO):
+    tried = 0
+
     def write(self, text):
+        self.tried += 1
         raise BrokenPipeError
 
 
@@ -37,9 +40,11 @@ def test_a_reader_that_is_gone_does_not_end_a_training(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Closed())
     for terminal in (True, False):
         shown = progress.TrainingProgress(terminal=terminal)
+        tried = sys.stderr.tried
         shown.after_step(REPORT)
         shown.note("saved")
         shown.at_end()
+        assert sys.stderr.tried == tried + (3 if terminal else 2)
 
 
 def test_a_number_that_is_none_is_null(capsys):

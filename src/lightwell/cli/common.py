@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 import typer
 
 from lightwell.errors import UserError
+from lightwell.show.units import finite
 
 
 def make_app() -> typer.Typer:
@@ -37,15 +37,7 @@ def say(text: str) -> None:
 
 def show_json(value: Any) -> None:
     """A number that is not finite, for which JSON has no word, is null."""
-    print(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    print(json.dumps(finite(value), ensure_ascii=False, allow_nan=False))
 
 
 def piped() -> str:

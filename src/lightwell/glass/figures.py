@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -43,12 +42,3 @@ def _shortest(x: float) -> str:
         if float(torch.tensor(float(text), dtype=torch.float32)) == x:
             return repr(float(text))
     return repr(x)
-
-
-def plain(data: Any) -> Any:
-    """Nested plain data for JSON: a number that is not finite becomes None."""
-    if isinstance(data, dict):
-        return {key: plain(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [plain(item) for item in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data

@@ -7,6 +7,7 @@ Prefixes are decimal (1 kB = 1,000 bytes; SI Brochure, 9th edition). A value tha
 from __future__ import annotations
 
 import math
+from typing import Any
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 _SHORT = ((1e-6, 1e9, "ns"), (1e-3, 1e6, "µs"), (0.9995, 1e3, "ms"))
@@ -103,3 +104,12 @@ def _three_digits(value: float) -> str:
 def _two_units(whole: int, large: int, large_name: str, small: int, small_name: str) -> str:
     rest = whole % large // small
     return f"{whole // large} {large_name}" + (f" {rest} {small_name}" if rest else "")
+
+
+def finite(data: Any) -> Any:
+    """Nested plain data for JSON: a number that is not finite becomes None."""
+    if isinstance(data, dict):
+        return {key: finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [finite(item) for item in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
