@@ -39,10 +39,15 @@ def test_every_link_in_the_readme_leads_somewhere():
 def test_each_help_ends_with_an_example_of_its_own_command(tmp_path):
     assert len(COMMANDS) >= 17
     for name in COMMANDS:
-        arguments = [name, "show", "--help"] if name == "data" else [name, "--help"]
-        shown = lightwell(*arguments, cwd=tmp_path)
-        assert shown.returncode == 0, shown.stderr
-        assert f"For instance:  lightwell {name}" in shown.stdout, f"{name} --help ends without an example"
+        for arguments in [[name], [name, "show"], [name, "diff"]] if name == "data" else [[name]]:
+            shown = lightwell(*arguments, "--help", cwd=tmp_path)
+            assert shown.returncode == 0, shown.stderr
+            assert "For instance:\n" in shown.stdout
+            examples = [line for line in shown.stdout.split("For instance:\n")[-1].splitlines() if line.strip()]
+            assert any(line.startswith(f"    lightwell {name}") for line in examples), f"{name} --help has no example"
+            assert all(line.startswith("    lightwell ") for line in examples), (
+                f"lines that cannot be copied: {examples}"
+            )
 
 
 def test_every_key_of_the_presets_has_a_meaning():
@@ -81,7 +86,8 @@ def test_the_readmes_commands_run_in_order(tmp_path):
     for command in commands:
         arguments = shlex.split(re.sub(r"--minutes \d+", "--steps 3 --preset nano", command))[1:]
         done = lightwell(*arguments, cwd=tmp_path)
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        expected = 3 if "--stop-after" in command else 0
+        assert done.returncode == expected, f"{command}\n{done.stdout}\n{done.stderr}"
     python = re.search(r"```python\n(.*?)```", README, flags=re.DOTALL)
     assert python
     subprocess.run([sys.executable, "-c", python.group(1)], cwd=tmp_path, check=True, timeout=60)

@@ -31,8 +31,9 @@ from lightwell.beginning import (
 from lightwell.config.run import RunConfig, parse
 from lightwell.data.dataset import Dataset, open_dataset
 from lightwell.data.prefetch import Prefetch
-from lightwell.errors import RunError, StoppedEarly, UserError
+from lightwell.errors import StoppedEarly, UserError
 from lightwell.files.lock import lock_folder
+from lightwell.files.paths import command
 from lightwell.generation.samples import Samples
 from lightwell.glass.pulse import Pulse
 from lightwell.glass.snapshot import Snapshot
@@ -45,7 +46,7 @@ from lightwell.store.checkpoint import Checkpoint
 from lightwell.store.checkpoints import list_checkpoints
 from lightwell.store.database import RunDatabase
 from lightwell.store.run_folder import DATABASE, open_run, remove_if_empty
-from lightwell.trained import Progress, Run, Text, load, quiet
+from lightwell.trained import Progress, Run, Text, config_of, data_of, load, quiet, require_sizes
 from lightwell.training.assemble import assemble
 from lightwell.training.loop import run as train
 from lightwell.training.outcome import hand_over, outcome_tokens
@@ -125,7 +126,7 @@ def resume(
     extend_steps: train a finished run for so many steps more; the rate rises again over 1% of them, stays, and falls.
     """
     path = Path(path)
-    config = parse(open_run(path).config)
+    config = config_of(open_run(path))
     device = choose_device(config.runtime.device, config.runtime.dtype)
     with join_world(device.kind) as world:
         go_on(path, device, world, extend_steps=extend_steps, observers=observers, stop=stop, say=say)
@@ -144,20 +145,13 @@ def go_on(
 ) -> None:
     """`resume`, among the processes that are there."""
     folder = open_run(path)
-    config = parse(folder.config)
+    config = config_of(folder)
     with held(path, world):
         set_threads(config, world)
         checkpoint = read_for_all(path, world, say)
-        dataset_path = folder.dataset_path
-        if dataset_path is None:
-            raise RunError(f"expected the data of {path}, found none.", "An imported model is trained with --from.")
-        world.on_main(lambda: str(open_dataset(dataset_path, verify=True).path))  # every byte, once
-        dataset = open_dataset(dataset_path)
-        if checkpoint.manifest.get("dataset", dataset.fingerprint) != dataset.fingerprint:
-            raise RunError(
-                f"expected the data that {path} was trained on, got other data in {dataset_path}.",
-                "`lightwell data diff` shows the changes; a new run can begin with --from.",
-            )
+        require_sizes(folder, checkpoint.path)
+        world.on_main(lambda: str(data_of(folder, checkpoint.manifest, verify=True).path))  # every byte, once
+        dataset = data_of(folder, checkpoint.manifest)
         train_run(
             path, config, dataset, device, world, observers, stop, say,
             checkpoint=checkpoint, extend_steps=extend_steps, peak_flops=measure_peak_flops(device),
@@ -249,6 +243,6 @@ def train_run(
     if reason not in (None, "overfitting"):
         raise StoppedEarly(
             f"stopped at step {step} of {training.pace.steps(training.state)} ({reason}); saved.",
-            f"Go on with: lightwell resume {path}",
+            f"Go on with: {command('resume', path)}",
             {"run": str(path), "step": step, "checkpoint": str(list_checkpoints(path)[-1])},
         )

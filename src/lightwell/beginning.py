@@ -24,6 +24,7 @@ from lightwell.data.dataset import Dataset, is_dataset, open_dataset
 from lightwell.data.prepare import prepare
 from lightwell.data.sources import collect, standard_library
 from lightwell.errors import DamagedError, RunError, UserError
+from lightwell.files.paths import command
 from lightwell.files.translate import os_errors
 from lightwell.planner.choose import (
     LEAST_READ,
@@ -180,7 +181,7 @@ def can_go_on(path: Path, asked: Request, force: bool, say: Say) -> bool:
     if differences and not force:
         raise RunError(
             f"expected {path} to be free or a run asked for the same, got differences: {'; '.join(differences)}.",
-            f"Go on as it was with `lightwell resume {path}`, or choose another --out.",
+            f"Go on as it was with `{command('resume', path)}`, or choose another --out.",
         )
     if differences:
         say(f"Going on with {path} as it was first asked for; ignored: {'; '.join(differences)}")
@@ -349,7 +350,7 @@ def make_run_folder(path: Path) -> None:
 
 def new_run_path(name: str, parent: Path = Path("runs")) -> Path:
     """`runs/<name>-<n>` with the first n that is free."""
-    n = 1
+    n, name = 1, as_name(name)
     while (parent / f"{name}-{n}").exists():
         n += 1
     return parent / f"{name}-{n}"
@@ -360,4 +361,9 @@ def name_of(text: list[Path | str] | None) -> str:
     if text is None:
         return "python"
     name = Path(text[0]).resolve().name if text else "run"
-    return re.sub(r"[^\w.-]+", "-", name.removesuffix(Path(name).suffix)).strip("-.")[:60] or "run"
+    return as_name(name.removesuffix(Path(name).suffix))
+
+
+def as_name(words: str) -> str:
+    """Words as the name of a folder, within its parent."""
+    return re.sub(r"[^\w.-]+", "-", words).strip("-.")[:60] or "run"

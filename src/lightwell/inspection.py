@@ -17,9 +17,8 @@ from lightwell.config.presets import preset as read_preset
 from lightwell.config.run import RunConfig, changed, parse, to_raw
 from lightwell.data.dataset import Dataset, is_dataset, open_dataset
 from lightwell.data.prepare import prepare
-from lightwell.data.sources import collect
+from lightwell.data.sources import collect, shown
 from lightwell.errors import RunError, UserError
-from lightwell.model.build import GPT
 from lightwell.model.count import flops_per_token, parameters
 from lightwell.planner.choose import USUALLY, Choice, choose, slowness, vocab_size_for
 from lightwell.planner.fit import require_memory, step_memory
@@ -31,13 +30,26 @@ from lightwell.planner.text import typical_text
 from lightwell.runtime.device import Device, choose_device
 from lightwell.runtime.peak import measure_peak_flops
 from lightwell.runtime.threads import set_threads
-from lightwell.store.checkpoint import write_checkpoint
-from lightwell.store.checkpoints import list_checkpoints, pin, step_of, verify_checkpoint
+from lightwell.store.checkpoint import checkpoint_manifest, write_checkpoint
+from lightwell.store.checkpoints import list_checkpoints, newest_good, pin, step_of, verify_checkpoint
 from lightwell.store.database import RunDatabase
-from lightwell.store.run_folder import DATABASE, create, is_run, open_run
+from lightwell.store.run_folder import CONFIG, DATABASE, TOKENIZER, create, is_run, open_run, require_free
 from lightwell.tokenizer.load import load_tokenizer
-from lightwell.tokenizer.size import choose_vocab_size
-from lightwell.trained import Progress, Run, Text, as_paths, load, outcome_of, quiet
+from lightwell.trained import (
+    Progress,
+    Run,
+    Text,
+    as_paths,
+    config_of,
+    data_of,
+    load,
+    metrics_of,
+    outcome_of,
+    quiet,
+    recorded,
+    require_sizes,
+    require_tokenizer,
+)
 
 LOOKED_AT = 8_000_000  # bytes of a long text that `plan` reads
 
@@ -62,16 +74,6 @@ def explain_preset(name: str) -> list[dict[str, Any]]:
     return explain_keys(read_preset(name))
 
 
-def find_tokenizer(source: str | Path) -> Any:
-    """The tokenizer of a run, a dataset or a tokenizer.json. Raises UserError if there is none."""
-    path = Path(source)
-    if path.is_dir():
-        path = path / "tokenizer.json"
-    if not path.is_file():
-        raise UserError(f"expected a run, a dataset or a tokenizer.json, found none at {source}.")
-    return load_tokenizer(path)
-
-
 def prepare_dataset(
     text: Text | None,
     out: str | Path,
@@ -85,13 +87,12 @@ def prepare_dataset(
 ) -> Dataset:
     """Make a dataset from text (none: Python's own source). `tokenizer`: a kind, or the path of one to use as it is."""
     known = tokenizer in ("bpe", "bytes", "chars")
-    sources = as_paths(text)
-    if tokenizer == "bpe" and vocab_size is None:
-        vocab_size = choose_vocab_size(collect(sources).n_bytes)
+    if vocab_size is not None and tokenizer not in ("bpe", "chars"):
+        raise UserError(f"expected a size for a vocabulary that is learned, got one for {tokenizer}.", "Leave it out.")
     return prepare(
-        sources,
+        as_paths(text),
         Path(out),
-        tokenizer=tokenizer if known else find_tokenizer(tokenizer),
+        tokenizer=tokenizer if known else load_tokenizer(tokenizer),
         vocab_size=vocab_size,
         val=None if val is None else as_paths(val),
         limit_bytes=limit_bytes,
@@ -105,17 +106,29 @@ def describe_runs(paths: Sequence[str | Path] | None) -> list[dict[str, Any]]:
     if paths is None:
         parent = Path("runs")
         paths = sorted(path for path in parent.iterdir() if is_run(path)) if parent.is_dir() else []
-    return [_describe(Path(path)) for path in paths]
+    return [_describe(path) for path in map(Path, paths)]
 
 
 def _describe(path: Path) -> dict[str, Any]:
+    """A row of `describe_runs`; of a run that cannot be opened why, as `said`."""
+    if not is_run(path):
+        open_run(path)  # says what it is instead
+    try:
+        return _described(path)
+    except (RunError, UserError) as error:
+        none = {"step": 0, "steps": 0, "loss": None, "parameters": None}
+        bits = {"heldout": {"loss": None, "bits_per_byte": None}, "predicted": {"bits_per_byte": None, "off": None}}
+        return {"name": path.name, "path": str(path), "state": "broken", "said": error.message, **none, **bits}
+
+
+def _described(path: Path) -> dict[str, Any]:
     from lightwell.files.lock import holder
 
     folder = open_run(path, need_checkpoint=False)
-    config = parse(folder.config)
+    config = config_of(folder)
     metrics, ended, planned = {}, None, config.budget.steps
-    if (path / DATABASE).exists():
-        with RunDatabase(path / DATABASE, read_only=True) as database:
+    with recorded(path) as database:
+        if database is not None:
             metrics = {name: database.metrics(name) for name in ("loss", "heldout.loss", "heldout.bits_per_byte")}
             ends = database.events("end")
             ended = ends[-1]["details"]["reason"] if ends else None
@@ -152,17 +165,14 @@ def _describe(path: Path) -> dict[str, Any]:
 def run_metrics(path: str | Path) -> dict[str, list[tuple[int, float]]]:
     """Every metric of a run as (step, value)."""
     open_run(Path(path), need_checkpoint=False)
-    if not (Path(path) / DATABASE).exists():
-        return {}
-    with RunDatabase(Path(path) / DATABASE, read_only=True) as database:
-        return {name: database.metrics(name) for name in database.names()}
+    return metrics_of(Path(path))
 
 
 def check_run(path: str | Path) -> list[dict[str, Any]]:
-    """Read every byte of a run's checkpoints and data: a row each, `good` or not, and what was found."""
+    """Read every byte of a run's checkpoints and data, and hold config, tokenizer and metrics to them: a row each,
+    `good` or not, and what was found."""
     path = Path(path)
-    folder = open_run(path, need_checkpoint=False)
-    rows = []
+    rows: list[dict[str, Any]] = []
 
     def row(what: Path, check: Any) -> None:
         try:
@@ -171,12 +181,22 @@ def check_run(path: str | Path) -> list[dict[str, Any]]:
         except (RunError, UserError) as error:
             rows.append({"path": str(what), "good": False, "said": error.message})
 
+    try:
+        folder = open_run(path, need_checkpoint=False)
+    except RunError as error:
+        if not is_run(path):
+            raise
+        return [{"path": str(path / CONFIG), "good": False, "said": error.message}]
     for checkpoint in list_checkpoints(path):
         row(checkpoint, lambda checkpoint=checkpoint: verify_checkpoint(checkpoint))
-    row(path / "tokenizer.json", lambda: folder.tokenizer)
-    dataset = folder.dataset_path
-    if dataset is not None:
-        row(dataset, lambda: open_dataset(dataset, verify=True))
+    newest = newest_good(path, set_aside=False)
+    manifest = checkpoint_manifest(newest) if newest else {}
+    row(path / CONFIG, lambda: require_sizes(folder, newest) if newest else config_of(folder))
+    row(path / TOKENIZER, lambda: require_tokenizer(folder, manifest))
+    if (path / DATABASE).exists():
+        row(path / DATABASE, lambda: RunDatabase(path / DATABASE, read_only=True).close())
+    if folder.dataset_path is not None:
+        row(folder.dataset_path, lambda: data_of(folder, manifest, verify=True))
     return rows
 
 
@@ -285,15 +305,15 @@ def import_run(folder: str | Path, out: str | Path) -> Run:
     """Another project's model as a run at step 0."""
     from lightwell.interop.huggingface import import_model
 
-    config, weights, tokenizer = import_model(Path(folder))
+    folder, out = Path(folder), Path(out)
+    require_free(out)  # before gigabytes are read
+    config, weights, tokenizer = import_model(folder)
     if tokenizer is None:
         raise UserError(f"expected tokenizer files beside the model in {folder}, found none.", "A run needs one.")
-    raw = {"model": config.model_dump(exclude_none=True), "run": {"name": Path(out).name}}
-    model = GPT(config)
-    model.load_state_dict(weights)
-    create(Path(out), to_raw(parse(raw)), {"import": {"folder": str(folder)}}, tokenizer)
-    write_checkpoint(Path(out), 0, model.state_dict(), {}, {})
-    with RunDatabase(Path(out) / DATABASE) as database:
+    raw = {"model": config.model_dump(exclude_none=True), "run": {"name": shown(Path(out.name))}}
+    write_checkpoint(out, 0, weights, {}, {}, {"tokenizer": tokenizer.hash})
+    create(out, to_raw(parse(raw)), {"import": {"folder": shown(folder)}}, tokenizer)  # its config makes it a run
+    with RunDatabase(out / DATABASE) as database:
         database.add_event(0, "end", {"reason": "imported"})
     return load(out, device="cpu")
 

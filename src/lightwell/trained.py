@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from lightwell.config.gpt import ModelConfig
 from lightwell.config.run import RunConfig, parse
 from lightwell.data.dataset import Dataset, open_dataset
 from lightwell.data.shards import TokenStream
 from lightwell.data.sources import collect, standard_library
-from lightwell.errors import DamagedError, DataError, RunError, TokenizerError
+from lightwell.errors import ConfigError, DamagedError, DataError, RunError, TokenizerError, UserError
 from lightwell.evaluation.loss import evaluate_stream
 from lightwell.evaluation.report import Evaluation
+from lightwell.files.limits import safetensors_header
+from lightwell.files.paths import command
 from lightwell.generation.engine import Engine
 from lightwell.generation.sample import Sampling
 from lightwell.model.build import GPT
@@ -24,14 +29,15 @@ from lightwell.model.gpt2 import GPT2
 from lightwell.model.modern import Modern
 from lightwell.runtime.device import Device, choose_device
 from lightwell.runtime.threads import limit_threads
-from lightwell.store.checkpoint import checkpoint_path, load_model_only
+from lightwell.store.checkpoint import MODEL, checkpoint_manifest, checkpoint_path, load_model_only
 from lightwell.store.checkpoints import list_checkpoints, newest_good, step_of, verify_checkpoint
 from lightwell.store.database import RunDatabase
-from lightwell.store.run_folder import DATABASE, RunFolder, open_run
+from lightwell.store.run_folder import CONFIG, DATABASE, RunFolder, open_run
 from lightwell.training.outcome import OUTCOME
 
 Text = str | Path | Sequence[str | Path]
 Progress = Callable[[int, int | None, str], None]
+_PUT_BACK = "Put back the tokenizer.json that belongs to the run."
 
 
 def quiet(*_: Any) -> None:
@@ -49,7 +55,7 @@ class Run:
 
     @cached_property
     def config(self) -> RunConfig:
-        return parse(self.folder.config)
+        return config_of(self.folder)
 
     @property
     def tokenizer(self) -> Any:
@@ -80,15 +86,12 @@ class Run:
 
     @property
     def step(self) -> int:
-        return int(self.checkpoint.name.removeprefix("step-"))
+        return step_of(self.checkpoint)
 
     @property
     def metrics(self) -> dict[str, list[tuple[int, float]]]:
         """Every recorded metric as a list of (step, value)."""
-        if not (self.path / DATABASE).exists():
-            return {}
-        with RunDatabase(self.path / DATABASE, read_only=True) as database:
-            return {name: database.metrics(name) for name in database.names()}
+        return metrics_of(self.path)
 
     def stream(
         self,
@@ -132,13 +135,16 @@ class Run:
 
     def evaluate(self, text: Text | None = None, progress: Progress = quiet) -> Evaluation:
         """Held-out loss and bits per byte, of the run's own held-out part or of other text (see evaluation/loss.py)."""
-        stream = self._heldout() if text is None else text_stream(text, self.tokenizer)
+        stream = self.dataset().val if text is None else text_stream(text, self.tokenizer)
         with self.device.autocast():
             return evaluate_stream(self.model, stream, self.tokenizer, progress=progress)
 
     def outcome(self) -> dict[str, Any]:
-        """How training went: steps, tokens, parameters, the last held-out figures and what was predicted, speed."""
+        """How training went: steps, tokens, parameters, the last held-out figures and what was predicted, speed, and
+        why it ended."""
         metrics, ending = self.metrics, outcome_of(self.path) or {}
+        with recorded(self.path) as database:
+            ends = database.events("end") if database else []
 
         def last(name: str) -> float | None:
             return metrics[name][-1][1] if metrics.get(name) else None
@@ -154,18 +160,12 @@ class Run:
             "predicted": {"bits_per_byte": ending.get("predicted"), "off": ending.get("off")},
             "tokens_per_second": rates[len(rates) // 2] if rates else None,
             "checkpoint": str(self.checkpoint),
+            "reason": ends[-1]["details"]["reason"] if ends else None,
         }
 
     def dataset(self) -> Dataset:
         """The data that the run was trained on. Raises RunError if it is not there (an imported model has none)."""
-        path = self.folder.dataset_path
-        if path is None or not path.is_dir():
-            hint = f"Give a text: lightwell evaluate {self.path} TEXT"
-            raise RunError(f"expected the data of {self.path}, found none.", hint)
-        return open_dataset(path)
-
-    def _heldout(self) -> TokenStream:
-        return self.dataset().val
+        return data_of(self.folder, checkpoint_manifest(self.checkpoint))
 
 
 def load(path: str | Path, *, device: str = "auto", dtype: str = "float32") -> Run:
@@ -176,7 +176,7 @@ def load(path: str | Path, *, device: str = "auto", dtype: str = "float32") -> R
     checkpoint = newest_good(path, set_aside=False)
     if checkpoint is None:
         raise RunError(
-            f"expected a good checkpoint in {path}, found none.", f"`lightwell runs {path} --check` says more."
+            f"expected a good checkpoint in {path}, found none.", f"`{command('runs', path, '--check')}` says more."
         )
     checkpoint = handed_over(path, checkpoint)
     run = Run(path, folder, checkpoint, choose_device(device, dtype))
@@ -184,18 +184,84 @@ def load(path: str | Path, *, device: str = "auto", dtype: str = "float32") -> R
     padded = "import" in folder.request  # other projects round their vocabularies up
     if expected != got and not (padded and expected is not None and got < expected):
         raise TokenizerError(
-            f"expected the tokenizer of the model in {path}, with {expected} tokens, got one with {got}.",
-            "Put back the tokenizer.json that belongs to the run.",
+            f"expected the tokenizer of the model in {path}, with {expected} tokens, got one with {got}.", _PUT_BACK
         )
+    require_tokenizer(folder, checkpoint_manifest(checkpoint))
+    require_sizes(folder, checkpoint)
     return run
+
+
+def config_of(folder: RunFolder) -> RunConfig:
+    """A run's config. Raises DamagedError, naming the run, for one that this version would not have written."""
+    try:
+        return parse(folder.config)
+    except ConfigError as error:
+        said = error.message.rstrip(".")
+        raise DamagedError(f"expected the config of a run in {folder.path / CONFIG}, got {said}.") from error
+
+
+def require_sizes(folder: RunFolder, checkpoint: Path) -> None:
+    """Raise DamagedError for a config that has other sizes than a checkpoint's weights."""
+    with torch.device("meta"):
+        expected = GPT(config_of(folder).model.complete()).state_dict()
+    header, _ = safetensors_header(checkpoint / MODEL, error=DamagedError)
+    for name, tensor in expected.items():
+        found = header.get(name, {}).get("shape")
+        if found is not None and found != list(tensor.shape):
+            raise DamagedError(
+                f"expected {name} of shape {tuple(tensor.shape)}, as {folder.path / CONFIG} says, got {tuple(found)}.",
+                "Put back the config.toml that belongs to the run.",
+            )
+
+
+def require_tokenizer(folder: RunFolder, manifest: Mapping[str, Any]) -> None:
+    """Raise TokenizerError for another tokenizer than the one that this manifest's checkpoint was trained with."""
+    if manifest.get("tokenizer", folder.tokenizer.hash) != folder.tokenizer.hash:
+        raise TokenizerError(f"expected the tokenizer that {folder.path} was trained with, got another one.", _PUT_BACK)
+
+
+def data_of(folder: RunFolder, manifest: Mapping[str, Any], verify: bool = False) -> Dataset:
+    """The data that a run was trained on, as the manifest of one of its checkpoints has it. `verify`: read every byte.
+
+    Raises RunError if there is none, or other data in its place.
+    """
+    path = folder.dataset_path
+    if path is None or not path.is_dir():
+        raise RunError(
+            f"expected the data of {folder.path}{f' in {path}' if path else ''}, found none.",
+            f"Give a text: {command('evaluate', folder.path, 'TEXT')}. To train on other data: pretrain TEXT --from.",
+        )
+    dataset = open_dataset(path, verify)
+    if manifest.get("dataset", dataset.fingerprint) != dataset.fingerprint:
+        raise RunError(
+            f"expected the data that {folder.path} was trained on, got other data in {path}.",
+            "`lightwell data diff` shows the changes; a new run can begin with --from.",
+        )
+    return dataset
+
+
+@contextmanager
+def recorded(path: Path) -> Iterator[RunDatabase | None]:
+    """What a run wrote down while it trained; None if there is nothing, or nothing readable: a model is whole without
+    it, and `lightwell runs --check` tells."""
+    try:
+        database = RunDatabase(path / DATABASE, read_only=True) if (path / DATABASE).exists() else None
+    except DamagedError:
+        database = None
+    with database or nullcontext():
+        yield database
+
+
+def metrics_of(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """Every recorded metric of a run as a list of (step, value)."""
+    with recorded(path) as database:
+        return {name: database.metrics(name) for name in database.names()} if database else {}
 
 
 def outcome_of(path: Path) -> dict[str, Any] | None:
     """How a finished run turned out (training/outcome.py has the keys); None for one that goes on."""
-    if not (path / DATABASE).exists():
-        return None
-    with RunDatabase(path / DATABASE, read_only=True) as database:
-        found = database.events(OUTCOME)
+    with recorded(path) as database:
+        found = database.events(OUTCOME) if database else []
     checkpoints = list_checkpoints(path)
     return found[-1]["details"] if found and checkpoints and found[-1]["step"] >= step_of(checkpoints[-1]) else None
 
@@ -225,9 +291,13 @@ def text_stream(text: Text, tokenizer: Any) -> TokenStream:
 
 
 def as_paths(text: Text | None) -> list[Path | str]:
+    """The paths of a text; None: Python's own source. An empty path, which would be this folder, is an error."""
     if text is None:
         return list(standard_library())
-    return [text] if isinstance(text, str | Path) else list(text)
+    paths = [text] if isinstance(text, str | Path) else list(text)
+    if "" in paths:
+        raise UserError("expected a file or folder, got an empty path.", "Is a variable of the shell's not set?")
+    return paths
 
 
 def longest_copy_from(run: Run, sample: str) -> str:

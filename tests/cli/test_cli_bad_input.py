@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from lightwell.cli.main import run
+from lightwell.files.processes import is_alive
 
 TEXT = "".join(f"Line {n}: the {n % 13} wells of {n % 7} villages.\n\n" for n in range(5000))
 SMALL = ["--preset", "nano", "--set", "train.batch_size=4", "--set", "model.context_length=32"]
@@ -407,3 +408,204 @@ def test_prepared_data_has_its_own_held_out_part(capsys, text_file, trained, tmp
         assert code == 2
         assert one_sentence(sentence), sentence
         assert "prepared data" in sentence
+
+
+# --- what belongs to a run, and what has taken its place --------------------------------------------------------------
+
+
+def test_another_dataset_under_the_same_name_is_not_taken_for_the_runs_own(capsys, text_file, tmp_path):
+    data, run_path = tmp_path / "data", tmp_path / "run"
+    other = tmp_path / "other.txt"
+    other.write_text(TEXT.replace("wells", "walls").replace("villages", "valleys"), encoding="utf-8")
+    assert run(["prepare", str(text_file), "--out", str(data), "--vocab-size", "300"]) == 0
+    assert run(["pretrain", str(data), "--steps", "2", *SMALL, "--out", str(run_path), "--json"]) == 0
+    assert run(["evaluate", str(run_path)]) == 0
+    shutil.rmtree(data)
+    assert run(["prepare", str(other), "--out", str(data), "--vocab-size", "300"]) == 0
+    capsys.readouterr()
+    for command in (["evaluate", str(run_path)], ["resume", str(run_path), "--extend-steps", "1"]):
+        code, sentence = said(capsys, *command)
+        assert code == 2
+        assert one_sentence(sentence), sentence
+        assert "other data" in sentence
+    assert run(["runs", str(run_path), "--check"]) == 4
+    assert "BROKEN" in capsys.readouterr().out
+
+
+def test_another_tokenizer_of_the_same_size_is_noticed(capsys, copy, trained):
+    content = json.loads((trained / "tokenizer.json").read_text(encoding="utf-8"))
+    content["model"]["vocab"], content["model"]["merges"] = _with_another_last_token(content["model"])
+    (copy / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    code, sentence = said(capsys, "generate", str(copy), "a", "--max-new-tokens", "1")
+    assert code == 2
+    assert one_sentence(sentence), sentence
+    assert "another one" in sentence
+    assert run(["runs", str(copy), "--check"]) == 4
+
+
+def _with_another_last_token(model):
+    """The vocabulary and merges with another last merge, of the same size: the first pair of letters that is free."""
+    *merges, last = [tuple(pair) for pair in model["merges"]]
+    vocab = {token: place for token, place in model["vocab"].items() if token != "".join(last)}
+    pairs = (pair for pair in ((a, b) for a in "zqxj" for b in "zqxj") if "".join(pair) not in vocab)
+    new = next(pairs)
+    return vocab | {"".join(new): model["vocab"]["".join(last)]}, [*merges, new]
+
+
+def test_other_sizes_in_a_runs_config_are_noticed(capsys, copy):
+    config = copy / "config.toml"
+    config.write_text(config.read_text().replace("emb_dim = ", "emb_dim = 1"))  # 16 times and more as wide
+    for command in (["generate", str(copy), "a"], ["evaluate", str(copy)], ["resume", str(copy)]):
+        code, sentence = said(capsys, *command)
+        assert code == 2, sentence
+        assert one_sentence(sentence), sentence
+        assert "of shape" in sentence
+    assert run(["runs", str(copy), "--check"]) == 4
+
+
+@pytest.mark.parametrize("content", [b"", b"SQLite format 3\0" + b"\xff" * 5000, b"no database"])
+def test_damaged_metrics_do_not_make_a_model_unusable(capsys, copy, content):
+    (copy / "run.sqlite").write_bytes(content)
+    assert run(["generate", str(copy), "a", "--max-new-tokens", "2"]) == 0
+    assert run(["evaluate", str(copy)]) == 0
+    assert run(["runs", str(copy)]) == 0
+    assert run(["runs", str(copy), "--check"]) == 4
+    assert "BROKEN" in capsys.readouterr().out
+
+
+def test_one_bad_run_does_not_hide_the_others(capsys, copy, monkeypatch, tmp_path):
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    shutil.copytree(copy, runs / "good-1")
+    (runs / "bad-1").mkdir()
+    (runs / "bad-1" / "config.toml").write_text("not = = toml")
+    (runs / "bad-2").mkdir()
+    (runs / "bad-2" / "config.toml").write_text("format = 1\n[model]\nfamly = 3\n")
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    assert run(["runs", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert {name: row["state"] for name, row in rows.items()} == {
+        "bad-1": "broken",
+        "bad-2": "broken",
+        "good-1": "done",
+    }
+    assert "bad-1" in rows["bad-1"]["said"]
+    assert run(["runs"]) == 0
+    assert "good-1" in capsys.readouterr().out
+    assert run(["runs", "--check"]) == 4
+
+
+# --- what is named as text --------------------------------------------------------------------------------------------
+
+
+def test_a_run_or_a_dataset_is_not_read_as_text(capsys, trained, text_file, tmp_path):
+    data = tmp_path / "data"
+    assert run(["prepare", str(text_file), "--out", str(data)]) == 0
+    capsys.readouterr()
+    for command, word in (
+        (["pretrain", str(trained), "--steps", "1", "--out", str(tmp_path / "new")], "resume"),
+        (["evaluate", str(trained), str(trained)], "got a run"),
+        (["evaluate", str(trained), str(data)], "prepared dataset"),
+        (["prepare", str(data), "--out", str(tmp_path / "again")], "prepared dataset"),
+        (["evaluate", str(trained), ""], "empty path"),
+        (["prepare", "", "--out", str(tmp_path / "again")], "empty path"),
+    ):
+        code, sentence = said(capsys, *command)
+        assert code == 2, sentence
+        assert one_sentence(sentence), sentence
+        assert word in sentence, sentence
+
+
+def test_an_odd_file_in_a_folder_is_skipped(capsys, text_file, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    shutil.copy(text_file, folder)
+    (folder / "dump.dat").write_bytes(b"a" * 9000 + b"\xff\xfe")
+    assert run(["prepare", str(folder), "--out", str(tmp_path / "data"), "--json"]) == 0
+    (folder / "dump.txt").write_bytes(b"a" * 9000 + b"\xff\xfe")  # this one says that it is text
+    capsys.readouterr()
+    code, sentence = said(capsys, "prepare", str(folder), "--out", str(tmp_path / "data2"))
+    assert (code, "offset 9000" in sentence) == (2, True)
+
+
+def test_a_vocabulary_is_for_what_is_read(text_file, tmp_path):
+    from lightwell.data.dataset import open_dataset
+    from lightwell.tokenizer.size import choose_vocab_size
+
+    long = tmp_path / "long.txt"
+    long.write_text("".join(f"{n} {n * n} {n**3}: other words.\n\n" for n in range(60_000)))
+    assert choose_vocab_size(long.stat().st_size) > choose_vocab_size(200_000)
+    assert run(["prepare", str(long), "--out", str(tmp_path / "d"), "--limit-bytes", "200000"]) == 0
+    assert open_dataset(tmp_path / "d").tokenizer.vocab_size <= choose_vocab_size(200_000)
+
+
+# --- options and places -----------------------------------------------------------------------------------------------
+
+
+def test_options_that_would_do_nothing_are_refused(capsys, text_file, trained, tmp_path):
+    for command, word in (
+        (["pretrain", str(text_file), "--steps", "1", "--profile", "--out", str(tmp_path / "x")], "--out"),
+        (
+            ["prepare", str(text_file), "--out", str(tmp_path / "y"), "--tokenizer", "bytes", "--vocab-size", "999"],
+            "size",
+        ),
+        (["resume", str(trained), "--extend-steps", "0"], "extend-steps"),
+        (["selftest", "--dtype", "float16"], "bfloat16"),
+    ):
+        code, sentence = said(capsys, *command)
+        assert code == 2, sentence
+        assert "Traceback" not in sentence
+        assert word in sentence, sentence
+
+
+def test_a_file_where_a_folder_should_be(capsys, text_file, trained):
+    for command in (["export", str(trained)], ["prepare", str(text_file)], ["import", str(trained)]):
+        code, sentence = said(capsys, *command, "--out", str(text_file / "x"))
+        assert code == 2, sentence
+        assert one_sentence(sentence), sentence
+
+
+def test_commands_that_are_suggested_can_be_copied(capsys, text_file, tmp_path):
+    out = tmp_path / "a folder" / "run"
+    code, sentence = said(
+        capsys, "pretrain", str(text_file), "--steps", "400", *SMALL, "--out", str(out), "--stop-after", "1e-9"
+    )
+    assert code == 3
+    assert f"lightwell resume '{out}'" in sentence
+
+
+def test_the_end_of_a_resumed_run_says_what_was_done(capsys, copy):
+    assert run(["resume", str(copy)]) == 0
+    assert "no step was left to make" in capsys.readouterr().out
+    assert run(["resume", str(copy), "--extend-steps", "2"]) == 0
+    assert "in 5 steps, 2 of them now" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("closed", "expected"), [("<&-", 0), (">&-", 0), ("2>&-", 0), ("2>/dev/full", 0)])
+def test_streams_that_are_closed_or_full(text_file, tmp_path, closed, expected):
+    words = [
+        sys.executable,
+        "-m",
+        "lightwell",
+        "pretrain",
+        str(text_file),
+        "--steps",
+        "2",
+        *SMALL,
+        "--out",
+        "run",
+        "--json",
+    ]
+    line = " ".join(f"'{word}'" for word in words)
+    done = subprocess.run(f"{line} {closed}", shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == expected, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    if closed != ">&-":
+        assert json.loads(done.stdout)["steps"] == 2
+
+
+@pytest.mark.parametrize("pid", [10**30, 0, -1])
+def test_a_number_that_no_process_has(pid):
+    assert not is_alive(pid)
+    assert is_alive(os.getpid())

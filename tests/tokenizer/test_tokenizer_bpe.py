@@ -417,3 +417,13 @@ def test_spelling_is_that_of_the_library():
     assert sorted(map(spell, BYTES)) == sorted(pre_tokenizers.ByteLevel.alphabet())
     assert spell(" ä\n".encode()) == "ĠÃ¤Ċ"
     assert [spell(byte) for byte in BYTES] == sorted(map(spell, BYTES))
+
+
+def test_lines_that_end_in_an_ideographic_full_stop_are_cut_too():
+    """Their last bytes are also those of white space beyond ASCII, behind which there is no safe cut."""
+    for end in "。！？」\u3000\u2028\u00a0\u0085":
+        data = ("白井の水は深く、村の井戸は浅い" + end + "\n").encode() * 4000
+        pieces = list(stretches(data))
+        assert b"".join(piece for piece, _ in pieces) == data
+        blank = end.isspace()
+        assert (len(pieces) == 1) == blank, (end, len(pieces))

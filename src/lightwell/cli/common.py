@@ -30,9 +30,10 @@ def is_main() -> bool:
 
 
 def say(text: str) -> None:
-    """Words for the person, on stderr; only the main process of several speaks."""
+    """Words for the person, on stderr, if somebody reads it; only the main process of several speaks."""
     if is_main():
-        print(text, file=sys.stderr, flush=True)
+        with suppress(OSError):
+            print(text, file=sys.stderr, flush=True)
 
 
 def show_json(value: Any) -> None:
@@ -43,7 +44,7 @@ def show_json(value: Any) -> None:
 def piped() -> str:
     """All of standard input. Raises UserError where it is not UTF-8."""
     try:
-        return sys.stdin.read()
+        return sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError:
         raise _not_utf8() from None
 
@@ -59,10 +60,6 @@ def in_utf8(text: str) -> str:
 
 def _not_utf8() -> UserError:
     return UserError("expected text in UTF-8, got other bytes.", "Convert it: iconv -f latin1 -t utf-8 FILE")
-
-
-def color_on(stream: Any = sys.stdout) -> bool:
-    return stream.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
 
 
 class Stopper:

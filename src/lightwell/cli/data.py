@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
 
 from lightwell.cli.common import JSON, make_app, show_json
+from lightwell.show.units import plural, size
 
 app = make_app()
+NAMED = 10  # documents of each kind of difference
 
 
-@app.callback()
+@app.callback(epilog="\b\nFor instance:\n  lightwell data show notes-data")
 def data() -> None:
     """What is in a dataset; what differs between two."""
 
 
-@app.command(epilog="For instance:  lightwell data show notes-data")
+@app.command(epilog="\b\nFor instance:\n  lightwell data show notes-data")
 def show(dataset: str = typer.Argument(help="The dataset's folder."), json: bool = JSON) -> None:
     """What is in a dataset."""
     from lightwell.data.dataset import open_dataset
@@ -23,7 +27,7 @@ def show(dataset: str = typer.Argument(help="The dataset's folder."), json: bool
     show_json(opened.manifest) if json else print(opened.describe())
 
 
-@app.command(epilog="For instance:  lightwell data diff notes-data newer-data")
+@app.command(epilog="\b\nFor instance:\n  lightwell data diff notes-data newer-data")
 def diff(
     before: str = typer.Argument(help="A dataset."),
     after: str = typer.Argument(help="Another."),
@@ -33,4 +37,22 @@ def diff(
     from lightwell.data.dataset import diff_datasets, open_dataset
 
     found = diff_datasets(open_dataset(before), open_dataset(after))
-    show_json(found) if json else print(found)
+    show_json(found) if json else print(in_words(found))
+
+
+def in_words(found: dict[str, Any]) -> str:
+    """What `diff_datasets` found, for people."""
+    if found["equal"]:
+        return "Equal: to train on one is to train on the other."
+    lines = ["Different."]
+    for change in found["changes"]:
+        lines += [f"{change['key']}:", f"  before  {change['before']}", f"  after   {change['after']}"]
+    kinds = {"only_before": "only before", "only_after": "only after", "moved": "moved to the other split"}
+    for key, words in kinds.items():
+        rows = found[key]
+        if rows:
+            lines.append(f"{words}: {plural(len(rows), 'document')}")
+            lines += [f"  {row['source']} ({size(row['bytes'])}, {row['split']})" for row in rows[:NAMED]]
+        if len(rows) > NAMED:
+            lines.append(f"  and {len(rows) - NAMED} more: --json has them all")
+    return "\n".join(lines)

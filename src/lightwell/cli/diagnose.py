@@ -12,7 +12,7 @@ from lightwell.show.terminal import terminal_width, wants_color
 app = make_app()
 
 
-@app.command(epilog='For instance:  lightwell diagnose runs/notes-1 --text "Once upon a time"')
+@app.command(epilog='\b\nFor instance:\n  lightwell diagnose runs/notes-1 --text "Once upon a time"')
 def diagnose(
     run: str = typer.Argument(help="The run's folder."),
     text: str = typer.Option(

@@ -9,7 +9,7 @@ from lightwell.cli.common import JSON, make_app, show_json
 app = make_app()
 
 
-@app.command(epilog="For instance:  lightwell evaluate runs/notes-1 other-notes/")
+@app.command(epilog="\b\nFor instance:\n  lightwell evaluate runs/notes-1 other-notes/")
 def evaluate(
     run: str = typer.Argument(help="The run's folder."),
     text: list[str] = typer.Argument(None, help="Files and folders of text; none: the run's own held-out part."),
@@ -17,12 +17,11 @@ def evaluate(
     json: bool = JSON,
 ) -> None:
     """Held-out loss, bits per byte and perplexity."""
-    from lightwell.cli.progress import WorkProgress
+    from lightwell.cli.progress import working
     from lightwell.trained import load
 
-    work = WorkProgress()
-    found = load(run, device=device).evaluate(text or None, progress=work)
-    work.clear()
+    with working() as progress:
+        found = load(run, device=device).evaluate(text or None, progress=progress)
     if json:
         show_json(found.to_dict())
     else:

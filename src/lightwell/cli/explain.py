@@ -13,7 +13,7 @@ from lightwell.show.terminal import wants_color
 app = make_app()
 
 
-@app.command(epilog="For instance:  lightwell explain --example neuron")
+@app.command(epilog="\b\nFor instance:\n  lightwell explain --example neuron")
 def explain(
     run: str = typer.Argument(None, help="The run's folder."),
     parameter: str = typer.Argument(None, help="Whose gradient, e.g. blocks.0.mlp.up.weight."),

@@ -10,7 +10,7 @@ from lightwell.errors import AnswerIsNo
 app = make_app()
 
 
-@app.command(epilog="For instance:  lightwell export runs/notes-1 --out notes-hf")
+@app.command(epilog="\b\nFor instance:\n  lightwell export runs/notes-1 --out notes-hf")
 def export(
     run: str = typer.Argument(help="The run's folder."),
     out: str = typer.Option(..., help="The folder to make."),

@@ -13,7 +13,7 @@ from lightwell.errors import UserError
 app = make_app()
 
 
-@app.command(epilog='For instance:  lightwell generate runs/notes-1 "Once upon a time" --max-new-tokens 100')
+@app.command(epilog='\b\nFor instance:\n  lightwell generate runs/notes-1 "Once upon a time" --max-new-tokens 100')
 def generate(
     run: str = typer.Argument(help="The run's folder."),
     prompt: str = typer.Argument(None, help="What to go on from; none, on a terminal: prompt after prompt."),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import typer
 
 from lightwell.cli.common import JSON, make_app, show_json
+from lightwell.files.paths import command
 
 app = make_app()
 
 
-@app.command(epilog="For instance:  lightwell import gpt2-hf --out runs/gpt2")
+@app.command(epilog="\b\nFor instance:\n  lightwell import gpt2-hf --out runs/gpt2")
 def import_(
     folder: str = typer.Argument(help="A HuggingFace folder: config.json, model.safetensors, tokenizer files."),
     out: str = typer.Option(..., help="The run's folder to make."),
@@ -20,4 +21,4 @@ def import_(
 
     run = import_run(folder, out)
     found = {"run": str(run.path), "family": run.model_config.family, "vocab_size": run.tokenizer.vocab_size}
-    show_json(found) if json else print(f'{run.path}: {found["family"]}. Try: lightwell generate {run.path} "..."')
+    show_json(found) if json else print(f"{run.path}: {found['family']}. Try: {command('generate', run.path, 'Once')}")

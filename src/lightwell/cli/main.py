@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import traceback
+from contextlib import suppress
 from io import TextIOWrapper
 from typing import Any
 
@@ -73,7 +74,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="For instance:  lightwell pretrain notes/ --minutes 5",
+    epilog="\b\nFor instance:\n  lightwell pretrain notes/ --minutes 5",
 )
 
 
@@ -90,6 +91,7 @@ def root(version: bool = typer.Option(False, "--version", help="Say the version 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit with its code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    open_what_is_closed()
     try:
         code = run(arguments)
     except SystemExit as left:
@@ -99,6 +101,18 @@ def main(arguments: list[str] | None = None) -> None:
 
         leave(code)
     sys.exit(code)
+
+
+def open_what_is_closed() -> None:
+    """A standard stream that was closed before us is an empty one: else the first file that we open gets its number,
+    and words for the person are written into it."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            setattr(sys, name, open(number, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def run(arguments: list[str]) -> int:
@@ -143,16 +157,14 @@ def interrupted(as_json: bool) -> int:
 
 
 def fail(kind: str, message: str, hint: str, code: int, as_json: bool, details: Any = None) -> int:
-    """Say what went wrong, in words on stderr or as JSON on stdout."""
+    """Say what went wrong, in words on stderr or as JSON on stdout, if somebody reads it."""
+    between = "\n" if "\n" in message else " "
+    said, where = f"lightwell: {message}{between}{hint}".rstrip(), sys.stderr
     if as_json:
-        print(
-            json.dumps(
-                {"error": {"kind": kind, "message": message, "hint": hint}} | ({"details": details} if details else {})
-            )
-        )
-    else:
-        between = "\n" if "\n" in message else " "
-        print(f"lightwell: {message}{between}{hint}".rstrip(), file=sys.stderr)
+        error = {"error": {"kind": kind, "message": message, "hint": hint}} | ({"details": details} if details else {})
+        said, where = json.dumps(error), sys.stdout
+    with suppress(OSError):
+        print(said, file=where, flush=True)
     return code
 
 

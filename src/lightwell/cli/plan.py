@@ -9,7 +9,7 @@ from lightwell.cli.common import JSON, make_app, show_json
 app = make_app()
 
 
-@app.command(epilog="For instance:  lightwell plan --preset gpt2-124m --tokens 1000000000")
+@app.command(epilog="\b\nFor instance:\n  lightwell plan --preset gpt2-124m --tokens 1000000000")
 def plan(
     text: list[str] = typer.Argument(None, help="The text that would be trained on; none: Python's own source."),
     minutes: float = typer.Option(None, help="Budget in minutes."),
@@ -23,15 +23,14 @@ def plan(
     json: bool = JSON,
 ) -> None:
     """Parameters, memory, FLOPs, tokens and time, before anything runs."""
-    from lightwell.cli.progress import WorkProgress
+    from lightwell.cli.progress import working
     from lightwell.inspection import plan_summary
 
-    progress = WorkProgress()
-    found = plan_summary(
-        text or None, minutes=minutes, tokens=tokens, steps=steps, preset=preset, config=config, settings=set_,
-        device=device, val=val or None, progress=progress,
-    )  # fmt: skip
-    progress.clear()
+    with working() as progress:
+        found = plan_summary(
+            text or None, minutes=minutes, tokens=tokens, steps=steps, preset=preset, config=config, settings=set_,
+            device=device, val=val or None, progress=progress,
+        )  # fmt: skip
     if json:
         show_json(found)
         return

@@ -9,7 +9,9 @@ from lightwell.cli.common import JSON, make_app, show_json
 app = make_app()
 
 
-@app.command(epilog="For instance:  lightwell presets nano > mine.toml && lightwell pretrain notes/ --config mine.toml")
+@app.command(
+    epilog="\b\nFor instance:\n  lightwell presets nano > mine.toml\n  lightwell pretrain notes/ --config mine.toml"
+)
 def presets(
     name: str = typer.Argument(None, help="One of them, as TOML."),
     explain: bool = typer.Option(False, "--explain", help="What each key means, costs, and what doubling it does."),

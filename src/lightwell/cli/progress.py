@@ -24,8 +24,10 @@ class TrainingProgress(Observer):
         self.heldout: float | None = None
         self.last = 0.0
         self.printed = -1
+        self.made = 0  # steps
 
     def after_step(self, report: StepReport) -> None:
+        self.made += 1
         for kind, details in report.events:
             self.note(f"step {report.step}: {kind} {details}")
         done = report.step / report.steps
@@ -102,13 +104,20 @@ class WorkProgress:
 
 
 @contextmanager
-def checking() -> Iterator[Callable[[int, int | None, str], None]]:
-    """Progress of the glass box's checks, which name each operation: one bar for all of them."""
+def working() -> Iterator[WorkProgress]:
+    """Progress that is wiped away at the end, before an error is told too."""
     shown = WorkProgress()
     try:
-        yield lambda done, total, what: shown(done, total, "checking gradients")
+        yield shown
     finally:
         shown.clear()
+
+
+@contextmanager
+def checking() -> Iterator[Callable[[int, int | None, str], None]]:
+    """Progress of the glass box's checks, which name each operation: one bar for all of them."""
+    with working() as shown:
+        yield lambda done, total, what: shown(done, total, "checking gradients")
 
 
 def silent(*_: Any) -> None:

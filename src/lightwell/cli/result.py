@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lightwell.cli.common import is_main, show_json
+from lightwell.files.paths import command
 from lightwell.show.units import count, duration
 
 if TYPE_CHECKING:
     from lightwell.trained import Run
 
 
-def show_result(run: Run, seconds: float, as_json: bool) -> None:
+def show_result(run: Run, seconds: float, as_json: bool, made: int | None = None) -> None:
+    """`seconds` of this command, `made` steps of it: None for all of the run's."""
     from lightwell.evaluation.copies import SEARCHED
     from lightwell.trained import longest_copy_from
 
@@ -22,10 +24,16 @@ def show_result(run: Run, seconds: float, as_json: bool) -> None:
         show_json({"run": str(run.path), "seconds": round(seconds, 2), **outcome})
         return
     heldout = outcome["heldout"]
+    if made == 0:
+        print(f"\n{run.path} is complete: no step was left to make.")
+    now = "" if made is None else f", {made:,} of them now"
+    took = "" if made == 0 else f"{now}, {duration(seconds)}"
     print(
         f"\nTrained {count(outcome['parameters'])} parameters on {count(outcome['tokens'])} tokens"
-        f" in {outcome['steps']:,} steps, {duration(seconds)}."
+        f" in {outcome['steps']:,} steps{took}."
     )
+    if outcome["reason"] == "overfitting":
+        print("Stopped early: the held-out loss no longer fell (--set train.early_stop=false goes on all the same).")
     if heldout["bits_per_byte"] is not None:
         error = f" ± {heldout['standard_error']:.3f}" if heldout["standard_error"] is not None else ""
         loss = f"loss {heldout['loss']:.3f} nats per token"
@@ -33,17 +41,21 @@ def show_result(run: Run, seconds: float, as_json: bool) -> None:
     if (said := said_of_prediction(outcome["predicted"])) is not None:
         print(said)
     if run.step < outcome["steps"]:
-        print(f"The best on held-out text was step {run.step:,}: that one is handed over.")
+        print(f"Step {run.step:,} was the best on held-out text: that model is the result.")
     sample = run.generate("", max_new_tokens=120, seed=1, temperature=0.7)
     copied = longest_copy_from(run, sample)
     print(f"\nA sample:\n{'-' * 72}\n{sample.strip()}\n{'-' * 72}")
     shown = f" ({copied!r})" if len(copied) < 100 else ""
     where = "the training text" if len(run.dataset().train) <= SEARCHED else "the part of the training text searched"
-    print(f"Its longest copy from {where}: {len(copied)} characters{shown}.")
+    print(f"The longest passage in it that is copied from {where}: {len(copied)} characters{shown}.")
     print(f"\nThe run is {run.path}. Worth typing next:")
-    print(f'  lightwell generate {run.path} "..."     let it go on from your words')
-    print(f"  lightwell runs {run.path}               the loss curve")
-    print(f'  lightwell trace {run.path} --text "..." what it does inside')
+    next_ones = {
+        command("generate", run.path, "Once upon"): "let it go on from your words",
+        command("runs", run.path): "the loss curve",
+        command("trace", run.path, "--text", "Once upon"): "what it does inside",
+    }
+    for line, what in next_ones.items():
+        print(f"  {line:<{max(map(len, next_ones))}}  {what}")
 
 
 def said_of_prediction(predicted: dict[str, float | None]) -> str | None:

@@ -11,11 +11,11 @@ from lightwell.cli.common import JSON, Stopper, make_app, say, stop_by_signal
 app = make_app()
 
 
-@app.command(epilog="For instance:  lightwell resume runs/notes-1")
+@app.command(epilog="\b\nFor instance:\n  lightwell resume runs/notes-1")
 def resume(
     run: str = typer.Argument(help="The run's folder."),
-    extend_steps: int = typer.Option(None, help="Train for so many steps beyond the end."),
-    stop_after: float = typer.Option(None, metavar="MINUTES", help="Save and stop after so long."),
+    extend_steps: int = typer.Option(None, min=1, help="Train for so many steps beyond the end."),
+    stop_after: float = typer.Option(None, metavar="MINUTES", help="Save and stop after so many minutes."),
     json: bool = JSON,
 ) -> None:
     """Go on with a run, exactly as if it had never stopped."""
@@ -28,6 +28,7 @@ def resume(
     from lightwell.cli.result import show_result
 
     stopper = Stopper(stop_after and 60 * stop_after, lambda: time.perf_counter() - began)
+    shown = TrainingProgress()
     with stop_by_signal(stopper):
-        trained = go_on(run, extend_steps=extend_steps, observers=[TrainingProgress()], stop=stopper, say=say)
-    show_result(trained, time.perf_counter() - began, json)
+        trained = go_on(run, extend_steps=extend_steps, observers=[shown], stop=stopper, say=say)
+    show_result(trained, time.perf_counter() - began, json, made=shown.made)

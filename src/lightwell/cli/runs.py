@@ -7,14 +7,15 @@ from typing import Any
 
 import typer
 
-from lightwell.cli.common import JSON, color_on, make_app, show_json
+from lightwell.cli.common import JSON, make_app, show_json
 from lightwell.cli.result import said_of_prediction
 from lightwell.errors import AnswerIsNo, UserError
+from lightwell.show.terminal import wants_color
 
 app = make_app()
 
 
-@app.command(epilog="For instance:  lightwell runs runs/notes-1 runs/notes-2")
+@app.command(epilog="\b\nFor instance:\n  lightwell runs runs/notes-1 runs/notes-2")
 def runs(
     run: list[str] = typer.Argument(None, help="Runs to look at or compare; none: all in ./runs."),
     check: bool = typer.Option(False, "--check", help="Verify every file; exit 4 if one is not as it was written."),
@@ -37,7 +38,9 @@ def runs(
             "\n".join(f"{'ok    ' if r['good'] else 'BROKEN'} {r['path']} {r['said']}" for r in found)
         )
         if not all(row["good"] for row in found):
-            raise AnswerIsNo("not every file is as it was written.", "The newest good checkpoint will be used.")
+            raise AnswerIsNo(
+                "not every file is as it was written.", "Of several checkpoints the newest good one is used."
+            )
         return
     if csv:
         import csv as table
@@ -55,6 +58,9 @@ def runs(
         print("No runs in ./runs yet. Make one: lightwell pretrain TEXT --minutes 5")
     else:
         print_rows(rows)
+        for row in rows:
+            if "said" in row:
+                print(f"{row['name']}: {row['said']}")
         for row in rows if run else ():
             if (said := said_of_prediction(row["predicted"])) is not None:
                 print(f"{row['name']}: {said}")
@@ -64,7 +70,7 @@ def runs(
 
 def one(run: list[str] | None) -> str:
     if not run or len(run) != 1:
-        raise typer.BadParameter("expected one run")
+        raise UserError("expected one run beside --pin.", "For instance: lightwell runs runs/notes-1 --pin 500")
     return run[0]
 
 
@@ -92,4 +98,4 @@ def print_curves(paths: list[str]) -> None:
         series |= {label + said: metrics[name] for name, said in names.items() if metrics.get(name)}
     if series:
         print()
-        print(draw_curve(series, x_label="step", y_label="nats per token", color=color_on()))
+        print(draw_curve(series, x_label="step", y_label="nats per token", color=wants_color(sys.stdout)))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 app = make_app()
 
 
-@app.command(epilog="For instance:  lightwell selftest")
+@app.command(epilog="\b\nFor instance:\n  lightwell selftest")
 def selftest(
     device: str = typer.Option("auto", help="auto, cpu, cuda, cuda:1, mps."),
     dtype: str = typer.Option("auto", help="auto, float32, bfloat16: of matrix products."),
@@ -23,13 +23,12 @@ def selftest(
     json: bool = JSON,
 ) -> None:
     """Check this device against float64, operation by operation, then kill and resume a small training."""
-    from lightwell.cli.progress import WorkProgress
+    from lightwell.cli.progress import working
     from lightwell.runtime.device import choose_device
     from lightwell.selftest.check import selftest as check
 
-    work = WorkProgress()
-    verdict = check(choose_device(device, dtype), compile=compile, progress=work)
-    work.clear()
+    with working() as progress:
+        verdict = check(choose_device(device, dtype), compile=compile, progress=progress)
     if json:
         show_json(verdict.to_dict())
     else:

@@ -13,7 +13,7 @@ from lightwell.show.terminal import terminal_width, wants_color
 app = make_app()
 
 
-@app.command(epilog='For instance:  lightwell trace runs/notes-1 --text "Once upon a time" --save step.html')
+@app.command(epilog='\b\nFor instance:\n  lightwell trace runs/notes-1 --text "Once upon a time" --save step.html')
 def trace(
     run: str = typer.Argument(help="The run's folder."),
     text: str = typer.Option("The light falls into the well.", help="What to run through the model."),

@@ -10,7 +10,7 @@ from lightwell.errors import AnswerIsNo
 app = make_app()
 
 
-@app.command(epilog="For instance:  lightwell verify runs/notes-1")
+@app.command(epilog="\b\nFor instance:\n  lightwell verify runs/notes-1")
 def verify(
     run: str = typer.Argument(help="The run's folder."),
     text: str = typer.Option("The light falls into the well.", help="What to run through the model."),

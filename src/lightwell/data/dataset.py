@@ -92,7 +92,7 @@ class Dataset:
         ]
         if limit:
             files = plural(limit["files"], "file")
-            lines.append(f"only {files} were read, up to {size(limit['bytes'])}, chosen by the seed {limit['seed']}")
+            lines.append(f"read: only {files}, up to {size(limit['bytes'])}, chosen by the seed {limit['seed']}")
         lines += [f"left out, {why}: {thousands(n)}" for why, n in about["left_out"].items()]
         lines.append(f"fingerprint: {self.fingerprint}")
         return "\n".join(lines)

@@ -12,11 +12,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lightwell.data.dataset import DOCUMENTS, FORMAT, Dataset, open_dataset
 from lightwell.data.plan import TRAIN, VAL, Part, Plan, Progress, make_plan
-from lightwell.data.shards import ShardWriter, id_dtype
+from lightwell.data.shards import ShardWriter, id_dtype, opened_by
 from lightwell.data.sources import Document, collect, limit, shown
 from lightwell.data.split import passages
 from lightwell.errors import DataError, UserError
@@ -127,7 +125,7 @@ def _write_shards(plan: Plan, tokenizer: Tokenizer, folder: Path, progress: Prog
         for group in _groups(plan):
             texts = [document.text[part.start : part.end] for document, part in group]
             for (document, part), text, ids in zip(group, texts, tokenizer.encode_arrays([t.decode() for t in texts])):
-                writers[part.split].add(np.concatenate([[tokenizer.separator_id], ids]))
+                writers[part.split].add(opened_by(tokenizer.separator_id, ids))
                 listing.write(_line(_row(document, part, len(ids))))
                 done += len(text)
             progress(done, total, "encoding")

@@ -23,6 +23,11 @@ def id_dtype(vocab_size: int) -> np.dtype:
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
+def opened_by(separator_id: int, ids: np.ndarray) -> np.ndarray:
+    """A document's ids with the separator before them, in their own dtype."""
+    return np.concatenate([np.array([separator_id], ids.dtype), ids])
+
+
 def shard_name(split: str, number: int, suffix: str) -> str:
     return f"{split}-{number:05d}.{suffix}"
 
@@ -106,7 +111,7 @@ class TokenStream:
     @classmethod
     def from_documents(cls, documents: Sequence[np.ndarray], separator_id: int, n_bytes: int) -> TokenStream:
         """A stream in memory: each document opened by the separator."""
-        opened = [np.concatenate([[separator_id], ids]) for ids in documents]
+        opened = [opened_by(separator_id, ids) for ids in documents]
         starts = np.cumsum([0] + [len(ids) for ids in opened[:-1]]).astype(np.uint64)
         return cls([np.concatenate(opened)], [starts], n_bytes)
 

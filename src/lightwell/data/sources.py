@@ -20,6 +20,7 @@ from pathlib import Path
 
 from lightwell.data.split import best_cut
 from lightwell.errors import DataError
+from lightwell.files.paths import command
 
 _SUFFIXES = {
     "c": ".c .h", "c#": ".cs", "c++": ".cc .cpp .hpp", "clojure": ".clj", "css": ".css", "csv": ".csv",
@@ -33,11 +34,9 @@ _SUFFIXES = {
 }  # fmt: skip
 LANGUAGES = {suffix: language for language, suffixes in _SUFFIXES.items() for suffix in suffixes.split()}
 NOT_FOR_READING = {"__pycache__", "node_modules", "site-packages", "dist-packages"}
-# What a folder holds that a tool has made: a virtual environment, one of our datasets, one of our runs.
-_MARKS_OF_TOOLS = (
-    *(("pyvenv.cfg",), ("documents.jsonl", "train-00000.bin")),
-    *(("config.toml", "checkpoints"), (".attempt",)),
-)
+# What a folder holds that a tool has made.
+_DATASET, _RUN = ("documents.jsonl", "train-00000.bin"), ("config.toml", "checkpoints")  # ours
+_MARKS_OF_TOOLS = (("pyvenv.cfg",), _DATASET, _RUN, (".attempt",))
 BLOCK = 1 << 26  # bytes of a file that become one document; a larger file becomes several
 SNIFFED = 8192  # bytes at the start of a file that decide whether it is text
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -117,6 +116,7 @@ class _Walk:
         try:
             status = path.stat()
             if stat.S_ISDIR(status.st_mode):
+                require_no_run(path)
                 if self._is_new(path):
                     self._folder(path)
                 return
@@ -157,7 +157,8 @@ class _Walk:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
             return "made by a tool" if _is_made_by_a_tool(path) else ""
-        return _not_text(path) if stat.S_ISREG(mode) else "not a regular file"
+        whole = path.suffix.lower() not in LANGUAGES  # nothing says that it is text but its bytes
+        return _not_text(path, whole) if stat.S_ISREG(mode) else "not a regular file"
 
     def _is_new(self, folder: Path) -> bool:
         status = folder.stat()
@@ -295,10 +296,26 @@ def shown(path: Path) -> str:
     return os.fsencode(path).decode("utf-8", errors="replace")
 
 
+def require_no_run(folder: Path) -> None:
+    """Raise DataError for a run or a prepared dataset that is named as text."""
+    if _holds(folder, _RUN):
+        raise DataError(
+            f"expected text, got a run in {shown(folder)}.",
+            f"Go on with it: {command('resume', shown(folder))}. Begin with its weights: pretrain TEXT --from.",
+        )
+    if _holds(folder, _DATASET):
+        raise DataError(
+            f"expected text, got a prepared dataset in {shown(folder)}.",
+            "Name the text that it was made from; `lightwell data show` says which. Only pretrain takes datasets.",
+        )
+
+
 def _is_made_by_a_tool(folder: Path) -> bool:
-    return folder.name in NOT_FOR_READING or any(
-        all((folder / name).exists() for name in names) for names in _MARKS_OF_TOOLS
-    )
+    return folder.name in NOT_FOR_READING or any(_holds(folder, marks) for marks in _MARKS_OF_TOOLS)
+
+
+def _holds(folder: Path, names: Sequence[str]) -> bool:
+    return all((folder / name).exists() for name in names)
 
 
 def _sorted(folder: Path) -> list[Path]:
@@ -306,9 +323,12 @@ def _sorted(folder: Path) -> list[Path]:
 
 
 def _not_text(path: Path, whole: bool = False) -> str:
-    """Why a file is not text, as words that follow "got"; "" if it is, by its suffix and its first bytes."""
+    """Why a file is not text, as words that follow "got"; "" if it is, by its suffix and its first bytes, or by all of
+    them, up to a block."""
     with open(path, "rb") as file:
-        head = file.read(-1 if whole else SNIFFED)
+        head = file.read(SNIFFED)
+        if whole and b"\0" not in head:
+            head += file.read(BLOCK)
     if len(head) < SNIFFED and not head.strip(b" \t\r\n\f\v\xef\xbb\xbf"):
         return "an empty file" if not head else "a file of blanks"
     if head.startswith(_UTF16_MARKS):

@@ -46,7 +46,8 @@ def digest_of(text: bytes) -> bytes:
 
 
 def passages(text: bytes) -> list[Passage]:
-    """Cut a document into passages of 8 to 24 kB, at paragraph ends where there are any. Joined, they are it again."""
+    """Cut a document into passages of 8 to 24 kB, the last of up to 32, at paragraph ends where there are any. Joined,
+    they are it again."""
     starts = [0]
     if len(text) > LARGEST:
         for end_of_words, end in _paragraph_ends(text):

@@ -98,6 +98,7 @@ def evaluate_ids(
     progress(done, total, what) counts tokens.
     Raises DataError when there is no text, UserError for ids that the model does not have.
     """
+    check_ids(model.config, torch.from_numpy(ids.astype(np.int64)))
     stream = _Array(ids, int(byte_lengths[ids].sum()))
     return _evaluate(model, stream, byte_lengths, separator_id, batch_size, device, max_tokens, progress)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from lightwell.errors import DamagedError
@@ -36,3 +37,8 @@ def _leads_out(folder: Path, name: str) -> DamagedError:
         f"expected a file inside {folder}, got {name!r}, which leads out of it.",
         "Do not use this folder unless you know who made it.",
     )
+
+
+def command(*words: object) -> str:
+    """A command line of ours to copy: paths with blanks in them quoted."""
+    return shlex.join(["lightwell", *map(str, words)])

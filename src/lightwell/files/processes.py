@@ -16,8 +16,8 @@ def is_alive(pid: int) -> bool:
     if sys.platform == "win32":  # os.kill(pid, 0) would send Ctrl-C there
         return True
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        os.kill(max(pid, 0) or 2**31, 0)  # 0 and below mean groups of processes
+    except (ProcessLookupError, OverflowError):  # a number that no process has
         return False
     except PermissionError:
         return True

@@ -21,8 +21,8 @@ def require_space(path: Path, n_bytes: int) -> None:
     free = shutil.disk_usage(here).free
     if free < n_bytes + MARGIN:
         raise SpaceError(
-            f"expected {in_words(n_bytes)} of free space for {path}, got {in_words(free)}.",
-            "Free some space, choose another disk, or keep fewer checkpoints (checkpoint.keep).",
+            f"expected {in_words(n_bytes + MARGIN)} of free space for {path}, got {in_words(free)}.",
+            "Free some space or choose another disk; of a run's, keep fewer checkpoints (checkpoint.keep).",
         )
 
 

@@ -17,7 +17,13 @@ _CLOSED = {
     errno.EPERM: "no permission",
     errno.EROFS: "a read-only file system",
 }
-_NAME = {errno.ENAMETOOLONG: "a name that is too long", errno.ELOOP: "symbolic links in a circle"}
+_NAME = {
+    errno.ENAMETOOLONG: "a name that is too long",
+    errno.ELOOP: "symbolic links in a circle",
+    errno.ENOTDIR: "a file where a folder should be",
+    errno.EISDIR: "a folder of that name",
+    errno.ENOTEMPTY: "a folder of that name, which is not empty",
+}
 
 
 @contextmanager
@@ -45,9 +51,9 @@ def translate(error: OSError, what: str) -> UserError | None:
             "Free some space or choose another disk, and go on.",
         )
     if error.errno in _CLOSED:
-        return UserError(
-            f"expected to {what}, got {_CLOSED[error.errno]}{where}.", "Choose a folder that you may write to."
-        )
+        reads = what.startswith("read ") and error.errno != errno.EROFS
+        hint = "Change its permissions." if reads else "Choose a folder that you may write to."
+        return UserError(f"expected to {what}, got {_CLOSED[error.errno]}{where}.", hint)
     if error.errno in _NAME:
         return UserError(f"expected to {what}, got {_NAME[error.errno]}.", "Choose another place.")
     if error.errno == errno.EMFILE:

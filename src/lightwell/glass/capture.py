@@ -106,6 +106,8 @@ class Recorder:
             raise TraceError(
                 "expected no other trace to be open, got one inside another.", "Close the outer one first."
             )
+        if self._thread:
+            raise TraceError("expected a trace of its own for each block, got one that was used before.")
         Recorder._open = self
         self._thread = threading.get_ident()
         with ExitStack() as stack:
@@ -262,7 +264,7 @@ class Recorder:
             return type(argument)([self._with_values(item) for item in argument])
         return argument
 
-    def _made(self, result: Any, operation: int, role: Role = "activation") -> tuple[Value, ...]:
+    def _made(self, result: Any, operation: int | None, role: Role = "activation") -> tuple[Value, ...]:
         if isinstance(result, Tensor):
             return (self._values.add(result, operation, 0, role),)
         return tuple([self._values.add(t, operation, i, role) for i, t in enumerate(_tensors(result))])
@@ -303,7 +305,8 @@ class Recorder:
 
         def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
             run = vars(torch._C._FunctionBase)["apply"].__get__(None, cls)
-            if recorder._elsewhere() or (torch._C._current_graph_task_id() != -1 and not torch.is_grad_enabled()):
+            backward = torch._C._current_graph_task_id() != -1 and not torch.is_grad_enabled()
+            if recorder._elsewhere() or _transformed() or backward:
                 return run(*args, **kwargs)
             return recorder._custom_function(cls, run, args, kwargs)
 
@@ -359,6 +362,9 @@ class Recorder:
         def run_backward(outputs: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
             if self._elsewhere():
                 return run(outputs, *args, **kwargs)
+            if _transformed(*args[0]):
+                self._notes.append("a backward pass inside torch.func or vmap ran; it is not shown")
+                return run(outputs, *args, **kwargs)
             return self._run_backward(run, outputs, args, kwargs)
 
         return run_backward
@@ -368,6 +374,7 @@ class Recorder:
         create_graph, inputs = args[2], args[3]
         with torch._C.DisableTorchFunction():
             this = self._begin_pass(outputs, args[0], bool(create_graph))
+            this.restricted = bool(inputs)
         self._depth += 1
         outer, self._call = self._call, None
         try:
@@ -377,8 +384,8 @@ class Recorder:
                 pairs = [(t, g) for t, g in zip(inputs, result) if isinstance(t, Tensor) and g is not None]
                 this.captured = {self._values.of(t).id: g for t, g in pairs}
             return result
-        except RuntimeError as error:
-            this.failure = str(error).splitlines()[0]
+        except BaseException as error:
+            this.failure = (str(error).splitlines() or [type(error).__name__])[0]
             raise
         finally:
             self._call = outer
@@ -467,6 +474,13 @@ def _traits(op: OpOverload) -> tuple[str, Writes]:
         writes = tuple((i, a.name) for i, a in arguments if a.alias_info is not None and a.alias_info.is_write)
         known = _KNOWN[id(op)] = op, name, writes
     return known[1], known[2]
+
+
+def _transformed(*seeds: Any) -> bool:
+    """Inside torch.func or vmap, whose tensors have no storage to look at."""
+    functorch = torch._C._functorch
+    wrapped = (functorch.is_functorch_wrapped_tensor(seed) for seed in seeds if isinstance(seed, Tensor))
+    return functorch.peek_interpreter_stack() is not None or any(wrapped)
 
 
 def _written(writes: Writes, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:

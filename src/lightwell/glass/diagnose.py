@@ -4,7 +4,7 @@
 
 A diagnosis reads what the pulse (pulse.py) and the loop wrote down while the run trained; it runs nothing. For each
 sickness there is a function that looks at one kind of evidence and gives the steps at which it was there. The limits in
-this file are facts about many runs, sick on purpose and healthy (tests/glass/glass_sickness_lab.py), and each stands
+this file are facts about many runs, sick on purpose and healthy (benchmarks/glass_recall.py), and each stands
 next to what it limits. A healthy run is called healthy; a run that is too young to tell is called that.
 """
 
@@ -159,7 +159,7 @@ class Diagnosis(Shown):
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "healthy": self.healthy,
+            "healthy": None if self.too_early else self.healthy,
             "too_early": self.too_early,
             "steps": self.steps,
             "pulses": self.pulses,

@@ -66,7 +66,7 @@ def slope_along(
     many elements it nearly cancels, but not what their roundings have in common: at least `eps` of the sum stays.
     exact: the gradient in float64, which stands for the captured one where output elements are left out.
     """
-    if local.moves_numbers:
+    if local.moves_numbers and floor is None:  # not a cast, which rounds
         return _slope_of_view(local, path, along, captured, upstream)
     x = local.inputs[path]
     ends = {size: local.replay({path: x + size * STEP * along}) for size in (-2.0, -1.0, 1.0, 2.0)}
@@ -91,6 +91,8 @@ def slope_along(
     gap = abs(near - predicted)
     left = sum(u.numel() for u in used if u is not None) - kinks
     usable = math.isfinite(near) and left > 0 and abs(near - far) <= 0.001 * size + SAFETY * rounding
+    if not math.isfinite(size + noise):
+        return Slope(0.0, 0.0, False, kinks)
     if size <= SAFETY * noise and gap <= SAFETY * noise:  # a slope of nothing
         return Slope(0.0, 0.0, left > 0, kinks)
     return Slope(gap / size, noise / size, usable, kinks)

@@ -185,11 +185,11 @@ class _Question:
 
     def _autograd(self, tensor: Tensor, backward: int | None, accumulated: bool) -> Tensor | None:
         if backward is None and accumulated:
-            grad = tensor.grad
-            if grad is not None:
-                return grad.detach()
             after = [a.after for a in self.trace.accumulations if any(a.parameter is v for _, v in self.parts)][-1]
-            return after.read() if after is not None and after.readable else None
+            if after is not None and after.readable:  # as it was then: it may have been clipped since
+                return after.read()
+            grad = tensor.grad
+            return None if grad is None else grad.detach() if grad.layout == torch.strided else grad.to_dense()
         found = [self.trace.gradient_of(v, graph.index) for graph, v in self.parts]
         return found[-1].read() if found[-1] is not None and found[-1].readable else None
 
@@ -202,7 +202,9 @@ def _explain_element(question: _Question, place: Place, depth: int, top: int, la
     terms = sorted((t for r in readings for t in r.terms), key=lambda t: -abs(t.value))[:top]
     count = sum(r.count for r in readings) - len(terms)
     rest = (count, total - before - sum(t.value for t in terms) if count else 0.0)
-    bound = _bound(value, sum(r.count for r in readings), sum(r.magnitude for r in readings) + abs(before))
+    bound = _bound(
+        _dtypes(value, readings), sum(r.count for r in readings), sum(r.magnitude for r in readings) + abs(before)
+    )
     autograd = None if question.autograd is None else float(question.autograd[place])
     differences, of = _differences(question, place, readings)
     graph, v = question.parts[-1]
@@ -253,12 +255,16 @@ def _explain_tensor(question: _Question, language: str) -> Explanation:
         ways=[],
         before=before,
         autograd=autograd,
-        residual=None if autograd is None else float((total - autograd).abs().max()),
+        residual=None if autograd is None else _largest(total - autograd),
         bound=SAFETY * float(noise.max()) if noise.numel() else 0.0,
         differences=None,
         differences_of="",
         language=language,
     )
+
+
+def _largest(gap: Tensor) -> float:
+    return float(gap.abs().max()) if gap.numel() else 0.0
 
 
 def _readings(graph: Graph, value: Value, place: Place, depth: int, top: int) -> Iterator[Reading]:
@@ -411,8 +417,13 @@ def _moved(place: Place, step: float) -> Any:
     return move
 
 
-def _bound(value: Value, count: int, magnitude: float) -> float:
-    unit = torch.finfo(value.dtype).eps / 2
+def _dtypes(value: Value, readings: list[Reading]) -> list[torch.dtype]:
+    """Every precision that a term was rounded to: under autocast a coarser one than the tensor's own."""
+    return [value.dtype, *(v.dtype for r in readings for v in r.operation.outputs if v.is_float)]
+
+
+def _bound(dtypes: list[torch.dtype], count: int, magnitude: float) -> float:
+    unit = precision(dtypes) / 2
     return (count + ROUNDINGS) * unit * magnitude
 
 
@@ -471,7 +482,8 @@ def _refuse(trace: Trace, value: Value, backward: int | None) -> None:
     roots = [root for p in trace.passes for root in p.roots]
     if any(root is value for root in roots):
         raise TraceError(
-            f"expected a tensor below the loss, got {value.title}, where backward began: its gradient is 1."
+            f"expected a tensor below the loss, got {value.title}, where backward began: its gradient is what"
+            " backward was given, 1 if nothing."
         )
     if not value.requires_grad:
         made = trace.operations[value.producer] if value.producer is not None else None

@@ -18,6 +18,7 @@ from torch import Tensor
 from lightwell.errors import TraceError
 from lightwell.glass.call import Path
 from lightwell.glass.local import Local, run_again
+from lightwell.glass.noise import gives_what_it_gave
 from lightwell.glass.recording import Edge, Operation
 from lightwell.glass.result import Trace
 from lightwell.glass.values import Value
@@ -209,6 +210,10 @@ def replay(trace: Trace, index: int, changed: Mapping[int, Callable[[Tensor], Te
         touched = {p: v for p, v in on_path.items() if v.id in fresh or v.id in changed}
         if not touched:
             continue
+        if operation.kind == "function" and not gives_what_it_gave(operation, Local.of(operation)):
+            raise TraceError(
+                f"expected {operation.name} to give the same again, got other outputs: chance or hidden state inside."
+            )
         inputs = {p: fresh[v.id] if v.id in fresh else changed[v.id](v.read().double()) for p, v in touched.items()}
         fresh |= {v.id: z for v, z in zip(operation.outputs, run_again(operation, inputs))}
         if result.id in fresh:

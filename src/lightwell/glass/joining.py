@@ -135,6 +135,9 @@ class Nodes:
     def _link(self, node: Any) -> _Link:
         number = node._sequence_nr()
         candidates = self._ran.get(number, [])
+        if not candidates:  # to keep what a write destroys, PyTorch copies it, and the copy has a node in between
+            following = self._ran.get(number + 1, [])
+            candidates = [o for o in following[1:] if following[0].name == "clone" and o.writes]
         operation = next((o for o in candidates if _belongs(o, node)), None)
         if operation is None:
             if candidates and not node.name().endswith(_MADE_BY_AUTOGRAD):
@@ -235,7 +238,7 @@ class Nodes:
                 continue
             if gradient is None:
                 flow.downstream[path] = None
-            elif leaf is not None and gradient.nbytes > HELD_BYTES:
+            elif leaf is not None and _is_large(gradient):
                 self._waiting[leaf] = (flow, path)
             else:
                 flow.downstream[path] = add(gradient)
@@ -256,7 +259,7 @@ class Nodes:
         grad = node.variable.grad
         after = None if grad is None else self._values.of(grad)
         waiting = self._waiting.pop(node, None)
-        if before is not None or gradients[0].nbytes <= HELD_BYTES:
+        if before is not None or not _is_large(gradients[0]):
             increment: Value | None = self._values.add_gradient(gradients[0])
         else:
             increment = after
@@ -265,6 +268,10 @@ class Nodes:
             flow.downstream[path] = increment
         parameter = self._values.of(node.variable)
         self.accumulations.append(Accumulation(self._passes[-1].index, parameter, before, increment, after))
+
+
+def _is_large(gradient: Tensor) -> bool:
+    return gradient.layout == torch.strided and gradient.nbytes > HELD_BYTES
 
 
 def _quietly(hook: Callable[..., None], *args: Any) -> None:

@@ -44,6 +44,8 @@ class Local:
         """The kind of Local that fits an operation."""
         from lightwell.glass.written_views import ViewAgain, WrittenView
 
+        if any(v.dtype.is_complex for v in (*operation.inputs.values(), *operation.outputs)):
+            raise _complex(operation)
         if operation.kind == "kernel":
             return LocalKernel(operation, dtype)
         if operation.kind == "function":
@@ -144,6 +146,11 @@ class LocalFunction(Local):
     source = "own backward"
 
     def __init__(self, operation: Operation, dtype: torch.dtype) -> None:
+        if any(callable(a) for a in (*operation.args, *operation.kwargs.values())):
+            raise TraceError(
+                f"expected a function of numbers, got {operation.name}, which is given code to run.",
+                "To run that again could change what it works on. Its gradients are shown as autograd gave them.",
+            )
         self.operation, self.dtype = operation, dtype
         self.inputs = {p: v.read().to(dtype) for p, v in operation.inputs.items() if v.dtype.is_floating_point}
         self.outputs = self.replay({})
@@ -155,19 +162,45 @@ class LocalFunction(Local):
     def pull(self, upstream: Upstream) -> dict[Path, Tensor]:
         return by_autograd(self.inputs, upstream, self._run)
 
+    def push(self, tangents: Replacements) -> list[Tensor]:
+        probes = [torch.ones_like(z, requires_grad=True) if z.is_floating_point() else None for z in self.outputs]
+        why = "it is marked once_differentiable, or computes without autograd"
+        try:
+            pulled = self.pull(probes)
+        except (RuntimeError, TypeError) as error:
+            pulled, why = {p: torch.zeros(()) for p in tangents}, str(error)
+        if any(p in pulled and not _connected(pulled[p], probes) for p in tangents):
+            raise TraceError(
+                f"expected the backward of {self.operation.name} to be differentiable, got one that is not: {why}.",
+                "Explain the whole tensor: its gradient can be shown, not its single terms.",
+            )
+        return super().push(tangents)
+
     def _run(self, replacements: Replacements) -> tuple[Tensor, ...]:
         tensors = self.inputs | dict(replacements)
         args = [_filled((i,), a, tensors) for i, a in enumerate(self.operation.args)]
         kwargs = {name: _filled((name,), a, tensors) for name, a in self.operation.kwargs.items()}
         function: Callable[..., Any] = self.operation.function.apply
         try:
-            return tensors_of(function(*args, **kwargs))
+            with torch.random.fork_rng(devices={x.device for x in self.inputs.values() if x.is_cuda}):
+                return tensors_of(function(*args, **kwargs))
         except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
             dtype = next((str(x.dtype) for x in self.inputs.values()), "float64")
             raise TraceError(
                 f"expected {self.operation.name} to run again in {dtype}, got: {error}.",
                 "Its gradients are shown as autograd gave them.",
             ) from error
+
+
+def _connected(gradient: Tensor, probes: list[Tensor | None]) -> bool:
+    """Whether autograd knows how a gradient depends on what came from above, `probes`."""
+    if not gradient.requires_grad:
+        return False
+    try:
+        found = torch.autograd.grad(gradient.sum(), [p for p in probes if p is not None], allow_unused=True)
+    except RuntimeError:
+        return False
+    return any(g is not None for g in found)
 
 
 def by_autograd(
@@ -194,8 +227,16 @@ def run_again(operation: Operation, inputs: Replacements) -> tuple[Tensor, ...]:
     if operation.kind != "kernel":
         return Local.of(operation).replay(inputs)
     kernel = operation.kernel()
+    if any(x.is_complex() for x in (*kernel.tensor_inputs().values(), *kernel.outputs)):
+        raise _complex(operation)
     floats = {p: x for p, x in inputs.items() if kernel.get(p).is_floating_point()}
     return kernel.with_inputs(floats).to(torch.float64).outputs
+
+
+def _complex(operation: Operation) -> TraceError:
+    return TraceError(
+        f"expected real numbers, got complex ones in {operation.name}: their gradients are not explained."
+    )
 
 
 def shake(tensor: Tensor, eps: float, generator: torch.Generator) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lightwell.glass.call import Path
 from lightwell.glass.local import Local, shake
+from lightwell.glass.recording import Operation
 
 SAMPLES = 2  # tries; a large tensor has its many elements for tries
 LARGE = 1 << 18
@@ -24,12 +25,29 @@ SAFETY = 32  # a difference counts as real above this many noise floors: kernels
 
 def all_finite(*tensors: Tensor) -> bool:
     """Whether there is no NaN or infinity: their sum would not be finite either, which is quicker to see."""
-    return all(math.isfinite(float(x.sum())) or bool(x.isfinite().all()) for x in tensors)
+    return all((not x.is_complex() and math.isfinite(float(x.sum()))) or bool(x.isfinite().all()) for x in tensors)
 
 
 def precision(dtypes: Sequence[torch.dtype]) -> float:
     """The relative spacing of the coarsest of these floating point types."""
     return max((torch.finfo(d).eps for d in dtypes if d.is_floating_point), default=torch.finfo(torch.float64).eps)
+
+
+def gives_what_it_gave(operation: Operation, local: Local) -> bool:
+    """Whether the outputs of `local`, with the captured inputs, are about the captured outputs."""
+    magnitudes = [x.abs().max() for x in local.inputs.values() if x.numel()]
+    of_inputs = float(max(magnitudes, default=torch.zeros(())))  # what is left of a difference has its rounding
+    for value, again in zip(operation.outputs, local.outputs):
+        if not (value.is_float and value.readable and value.numel):
+            continue
+        before = value.read().double()
+        finite = before.isfinite() & again.isfinite()
+        eps = precision([value.dtype])
+        gap = torch.where(finite, before - again, 0.0).abs().max()
+        size = torch.where(finite, before, 0.0).abs().max()
+        if gap > max(0.01, SAFETY * eps) * size + SAFETY * eps * of_inputs:
+            return False
+    return True
 
 
 def noise_floor(

@@ -10,6 +10,7 @@ from layout.py and what is shown from page_data.py; `page_assets/page.js` draws 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from html import escape
 from importlib.resources import files
@@ -44,15 +45,14 @@ def page(
     """The page as text."""
     data = PageData(drawn(trace), verification, language)
     body = _asset("page.html")
-    for name, words in {**section("page", language), "title": title, "filled_summary": data.summary()}.items():
-        body = body.replace("{{" + name + "}}", escape(words))
     # "<" is written in its escaped form, so that no name in a trace can end the element that holds the data
     written = json.dumps(data.made(), separators=(",", ":"), ensure_ascii=False, allow_nan=False).replace(
         "<", "\\u003c"
     )
-    return html.page(
-        title, body.replace("{{data}}", written), css=_asset("page.css"), script=_asset("page.js"), language=language
-    )
+    words = {**section("page", language), "title": title, "filled_summary": data.summary()}
+    filled = {name: escape(said) for name, said in words.items()} | {"data": written}
+    body = re.sub(r"\{\{(\w+)\}\}", lambda hole: filled[hole[1]], body)  # once: what is put in has no holes
+    return html.page(title, body, css=_asset("page.css"), script=_asset("page.js"), language=language)
 
 
 def to_dot(trace: Trace) -> str:

@@ -94,7 +94,7 @@ def precision_audit(model: nn.Module, loss: Callable[..., Tensor], *inputs: Any,
     precisions draw others: give a model in evaluation mode.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        first, again = (float(_scalar(loss(model, *inputs))) for _ in range(2))
+        first, again = (float(_scalar(loss(copy.deepcopy(model), *inputs))) for _ in range(2))
     if abs(first - again) > RANDOM * abs(first):
         raise TraceError(
             f"expected a step that gives the same loss twice, got {first:.4g} and {again:.4g}.",

@@ -47,7 +47,7 @@ def reads(operation: Operation) -> dict[Path, Read]:
     call = operation.kernel()
     inputs = call.float_inputs()
     found: dict[Path, Read] = {p: Read(letter, None) for letter, p in rule.paths(call).items() if p in inputs}
-    if not call.outputs[0].numel() or any(x.numel() > LARGEST for x in inputs.values()):
+    if not inputs or not call.outputs[0].numel() or any(x.numel() > LARGEST for x in inputs.values()):
         return found
     shape = tuple(call.outputs[0].shape)
     probes = _probes(shape)

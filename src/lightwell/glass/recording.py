@@ -249,6 +249,7 @@ class Pass:
     seeds: list[Value | None]
     create_graph: bool = False
     failure: str = ""
+    restricted: bool = False
     captured: dict[int, Tensor] = field(default_factory=dict)  # torch.autograd.grad: value id -> what it returned
 
 

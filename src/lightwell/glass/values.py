@@ -13,7 +13,6 @@ With a `limit` in bytes, values beyond it are kept as statistics and a fixed sam
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -50,7 +49,7 @@ class Statistics:
     def of(cls, tensor: Tensor) -> Statistics:
         """Measured in float64 (complex numbers by their magnitude)."""
         with _disable_current_modes(), torch.no_grad():
-            flat = tensor.detach().reshape(-1)
+            flat = (tensor if tensor.layout == torch.strided else tensor.to_dense()).detach().reshape(-1)
             if flat.is_floating_point() and flat.element_size() == 1:
                 flat = flat.float()  # float8 has few operations of its own
             if (
@@ -151,7 +150,8 @@ class Value:
             )
         if content.is_meta:
             raise TraceError(f"expected the numbers of {self.title}, got a tensor on the meta device, which has none.")
-        return content.detach()
+        with _disable_current_modes():
+            return content.detach() if content.layout == torch.strided else content.detach().to_dense()
 
     @property
     def readable(self) -> bool:
@@ -175,7 +175,8 @@ class Value:
             return None
         with _disable_current_modes():
             numbers = self.read()
-            return [float(x) for x in (numbers.abs() if numbers.is_complex() else numbers).reshape(-1).tolist()]
+            real = numbers.abs() if numbers.is_complex() else numbers.byte() if numbers.dtype == torch.bool else numbers
+            return real.reshape(-1).tolist()
 
     def forget(self) -> None:
         """Keep statistics and a sample instead of the numbers."""
@@ -304,8 +305,8 @@ class Values:
         geometry = None
         for value in reversed(self._by_storage.get(key, ())):
             source = value.source
-            if value.role == "detached" and tensor.requires_grad:
-                continue
+            if tensor.requires_grad and (tensor.is_leaf or value.role == "detached"):
+                continue  # a leaf has a gradient of its own, whose memory it may share
             if source is not None and source.shape == tensor.shape and source.dtype == tensor.dtype:
                 geometry = geometry or _geometry(tensor)
                 if _geometry(source) == geometry:
@@ -375,13 +376,3 @@ def _copy_out(values: list[Value], written: Tensor) -> None:
                 fresh = torch.empty(0, dtype=old.dtype, device=old.device)
                 value._content = fresh.set_(copied, old.storage_offset(), old.shape, old.stride())
             value.kept = "copy"
-
-
-def total_bytes(values: Iterable[Value]) -> int:
-    """Bytes of the distinct storages that values hold."""
-    storages = {}
-    for value in values:
-        if value._content is not None and value._content.layout == torch.strided:
-            storage = value._content.untyped_storage()
-            storages[storage._cdata] = storage.nbytes()
-    return sum(storages.values())

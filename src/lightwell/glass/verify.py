@@ -32,10 +32,11 @@ import torch
 from torch import Tensor
 
 from lightwell.errors import TraceError
+from lightwell.glass.call import Path
 from lightwell.glass.differences import STEP, Slope, direction, slope_along
 from lightwell.glass.graph import replay
 from lightwell.glass.local import Local
-from lightwell.glass.noise import SAFETY, all_finite, noise_floor, precision
+from lightwell.glass.noise import SAFETY, all_finite, gives_what_it_gave, noise_floor, precision
 from lightwell.glass.notebook import Shown
 from lightwell.glass.recording import FanOut, Flow, Operation
 from lightwell.glass.result import Trace
@@ -179,8 +180,10 @@ class _Check:
             return self._row(operation, flow.index, "not checkable", text=refused.message)
 
     def _three_ways(self, operation: Operation, flow: Flow) -> Row:
-        captured = {p: g.read() for p, g in flow.downstream.items() if g is not None}
         inputs = operation.inputs
+        captured = {p: g.read() for p, g in flow.downstream.items() if g is not None}
+        for p in self._left_out(operation, flow):  # None says that the gradient is 0
+            captured[p] = torch.zeros(inputs[p].shape, dtype=inputs[p].dtype, device=inputs[p].device)
         if not any(inputs[p].is_float for p in captured if p in inputs):
             return self._row(operation, flow.index, "not checkable", reason="discrete")
         if any(v.dtype.is_complex for v in (*inputs.values(), *operation.outputs)):
@@ -189,13 +192,15 @@ class _Check:
         floats = list(dict.fromkeys(d for d in dtypes if d.is_floating_point))
         exactly = _moves_numbers(operation) and len(floats) == 1  # nothing is computed: no wider numbers needed
         local = Local.of(operation, floats[0] if exactly else torch.float64)
+        if any(p not in local.inputs for p in captured):
+            return self._row(operation, flow.index, "not checkable", reason="unknown_input")
         if not _repeats(operation, local):
             return self._row(operation, flow.index, "not checkable", reason="nondeterministic")
         captured = {p: g.to(local.dtype) for p, g in captured.items()}
         upstream = [None if u is None else u.read().to(local.dtype) for u in flow.upstream]
         exact = local.pull(upstream)
         eps = precision(dtypes)
-        floors = {} if local.moves_numbers else noise_floor(local, upstream, exact, eps, operation.id)
+        floors = {} if exactly else noise_floor(local, upstream, exact, eps, operation.id)  # a cast rounds
         by_rule = [_compare(captured[p], exact.get(p), floors.get(p)) for p in captured]
         slopes: list[Slope] = []
         if self.take_differences:
@@ -204,6 +209,15 @@ class _Check:
                 along = direction(local.inputs[p], gradient, generator)
                 slopes.append(slope_along(local, p, along, gradient, upstream, floors.get(p), exact.get(p), eps))
         return self._verdict(operation, flow.index, local, by_rule, slopes)
+
+    def _left_out(self, operation: Operation, flow: Flow) -> list[Path]:
+        """Inputs of which autograd wanted a gradient and got None. A pass that asked for some tensors only
+        (torch.autograd.grad, backward(inputs=)) does not want the others'."""
+        if any(p.restricted for p in self.trace.passes if p.index == flow.index) or not any(flow.upstream):
+            return []
+        inputs = operation.inputs
+        got_none = [p for p, g in flow.downstream.items() if g is None and p in operation.differentiable]
+        return [p for p in got_none if p in inputs and inputs[p].is_float]
 
     def _verdict(
         self, operation: Operation, index: int, local: Local, by_rule: list[tuple[float, float]], slopes: list[Slope]
@@ -313,15 +327,16 @@ class _Check:
         if not leaves:
             return self._whole_row(index, "not checkable", reason="no_leaves")
 
-        predicted, squares, eps = 0.0, 0.0, 0.0
+        predicted, squares = 0.0, 0.0
         along: dict[int, Tensor] = {}
         for value, gradient in leaves:
             g = gradient.read().double()
             way = along[value.id] = direction(value.read().double(), g, torch.Generator().manual_seed(value.id)).float()
-            products = g.mul_(way)
+            products = g * way
             predicted += float(products.sum())
             squares += float(products.square_().sum())
-            eps = max(eps, torch.finfo(value.dtype).eps)
+        took_part = [o for o in self.trace.operations if any(f.index == index for f in o.flows)]
+        eps = precision([v.dtype for o in took_part for v in (*o.inputs.values(), *o.outputs)])
         ends = {}
         for size in (-2.0, -1.0, 1.0, 2.0):
             changed = {i: partial(torch.add, other=way, alpha=size * STEP) for i, way in along.items()}
@@ -331,7 +346,10 @@ class _Check:
         far = scale * (ends[2.0] - ends[-2.0]) / (4 * STEP)
         size_of_it = max(abs(predicted), abs(near), 1e-300)
         depth = len(self.trace.operations)  # each operation on the way rounds once more
-        noise = (eps * math.sqrt(depth) * (abs(predicted) + math.sqrt(squares)) + abs(near - far)) / size_of_it
+        rounding = 4 * torch.finfo(torch.float64).eps * max(map(abs, ends.values())) * abs(scale) / STEP
+        noise = (
+            eps * math.sqrt(depth) * (abs(predicted) + math.sqrt(squares)) + abs(near - far) + rounding
+        ) / size_of_it
         error = abs(near - predicted) / size_of_it
         verdict: Verdict = "disagree" if error > SAFETY * noise else "agree"
         if not abs(near - far) <= 0.1 * size_of_it:  # a loss that is no number too
@@ -443,11 +461,4 @@ def _repeats(operation: Operation, local: Local) -> bool:
         for first, second in zip(local.outputs, local.replay({})):
             if not torch.equal(first.nan_to_num(), second.nan_to_num()):
                 return False
-    for value, again in zip(operation.outputs, local.outputs):
-        if value.is_float and value.readable and value.numel:
-            gap, size = value.read() - again, value.read()
-            if not all_finite(gap):
-                gap, size = torch.where(gap.isfinite(), gap, 0.0), torch.where(gap.isfinite(), size, 0.0)
-            if _norm(gap, math.inf) > max(0.01, SAFETY * precision([value.dtype])) * _norm(size, math.inf):
-                return False
-    return True
+    return gives_what_it_gave(operation, local)

@@ -53,34 +53,41 @@ class WrittenView(Local):
 
     def __init__(self, operation: Operation, dtype: torch.dtype) -> None:
         owner, values = operation.owner, operation.inputs
-        if owner is None or owner.kind != "kernel" or BASE not in values or (0,) not in owner.inputs:
+        if owner is None or owner.kind != "kernel" or not operation.outputs or (0,) not in owner.inputs:
             raise TraceError(f"expected a write through a view, got {operation.name} without its kernel.")
         self.dtype, self.kernel = dtype, LocalKernel(owner, dtype)
         self.source = self.kernel.source
-        self.window = Window.between(values[BASE], owner.inputs[(0,)])
+        whole = values.get(BASE, operation.outputs[0])  # a base that asks for no gradient: outside of the part it stays
+        self.base = whole.read().to(dtype)
+        self.window = Window.between(whole, owner.inputs[(0,)])
         read = list(self.kernel.inputs)
         self.paths = {("next", i): path for i, path in enumerate(read) if i > 0 and ("next", i) in values}
-        self.inputs = {BASE: values[BASE].read().to(dtype)} | {p: self.kernel.inputs[q] for p, q in self.paths.items()}
+        self.inputs = ({BASE: self.base} if BASE in values else {}) | {
+            p: self.kernel.inputs[q] for p, q in self.paths.items()
+        }
         self.outputs = self.replay({})
 
     def replay(self, replacements: Replacements) -> tuple[Tensor, ...]:
         inputs = self.inputs | dict(replacements)
         with _disable_current_modes(), torch.no_grad():
-            (made, *_) = self.kernel.replay({(0,): self.window.part(inputs[BASE])} | self._kernel_inputs(inputs))
-            return (self.window.put(inputs[BASE], made),)
+            base = inputs.get(BASE, self.base)
+            (made, *_) = self.kernel.replay(self._kernel_inputs(inputs))
+            return (self.window.put(base, made),)
 
     def pull(self, upstream: Upstream) -> dict[Path, Tensor]:
         (gradient,) = upstream
         if gradient is None:
             return {}
         part = self.window.part(gradient)
-        kernel = self.kernel.with_inputs({(0,): self.window.part(self.inputs[BASE])} | self._kernel_inputs(self.inputs))
+        kernel = self.kernel.with_inputs(self.kernel.inputs | self._kernel_inputs(self.inputs))
         pulled = kernel.pull([part])
         inside = pulled.get((0,), torch.zeros_like(part))
-        return {BASE: self.window.put(gradient, inside)} | {p: pulled[q] for p, q in self.paths.items() if q in pulled}
+        onward = {BASE: self.window.put(gradient, inside)} if BASE in self.inputs else {}
+        return onward | {p: pulled[q] for p, q in self.paths.items() if q in pulled}
 
     def _kernel_inputs(self, inputs: Mapping[Path, Tensor]) -> dict[Path, Tensor]:
-        return {q: inputs[p] for p, q in self.paths.items()}
+        before = {(0,): self.window.part(inputs[BASE])} if BASE in inputs else {}
+        return before | {q: inputs[p] for p, q in self.paths.items()}
 
 
 class ViewAgain(Local):

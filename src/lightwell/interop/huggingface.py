@@ -11,7 +11,6 @@ Files are checked before they are read, and nothing in them is executed: weights
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,18 +26,17 @@ from lightwell.files.atomic import write_folder, write_json
 from lightwell.files.limits import read_json, safetensors_header
 from lightwell.files.paths import safe_join
 from lightwell.files.translate import os_errors
-from lightwell.interop.names import Tensors, to_ours, to_theirs
+from lightwell.interop.names import NOT_LEARNED, Tensors, to_ours, to_theirs
 from lightwell.interop.settings import read_settings, write_settings
 from lightwell.model.build import GPT
 from lightwell.model.checks import known_vocab_size
 from lightwell.model.gpt2 import GPT2
 from lightwell.model.modern import Modern
 from lightwell.store.tensors import read_tensors, write_tensors
-from lightwell.tokenizer.base import TOKENIZER_FILE, Tokenizer
+from lightwell.tokenizer.base import OUR_TOKENIZER_FILE, TOKENIZER_FILE, Tokenizer
 from lightwell.tokenizer.load import load_tokenizer
 
 CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE = "config.json", "model.safetensors", "model.safetensors.index.json"
-OUR_TOKENIZER_FILE = "lightwell_tokenizer.json"  # for bytes and characters, which tokenizer.json cannot describe
 TOLERANCE = 1e-5  # of the largest logit, in float32
 
 
@@ -115,7 +113,9 @@ def _read_several(folder: Path) -> Tensors:
 def _read_file(path: Path) -> Tensors:
     header, _ = safetensors_header(path, error=FormatError)
     for name, entry in header.items():
-        if name != "__metadata__" and entry["dtype"] not in ("F64", "F32", "F16", "BF16", "BOOL", "U8"):
+        if name == "__metadata__" or (NOT_LEARNED.fullmatch(name) and entry["dtype"] in ("BOOL", "U8")):
+            continue
+        if entry["dtype"] not in ("F64", "F32", "F16", "BF16"):
             raise FormatError(
                 f"expected floating-point weights in {path}, got {name} of type {entry['dtype']}.",
                 "Quantised models cannot be imported; take the original one.",
@@ -124,8 +124,11 @@ def _read_file(path: Path) -> Tensors:
 
 
 def _check_shapes(config: ModelConfig, weights: Tensors) -> None:
-    with torch.device("meta"):
-        expected = GPT(config).state_dict()
+    try:
+        with torch.device("meta"):
+            expected = GPT(config).state_dict()
+    except (RuntimeError, TypeError, OverflowError) as error:
+        raise FormatError(f"expected sizes of a model in {CONFIG_FILE}, got: {str(error).splitlines()[0]}.") from error
     for name, tensor in expected.items():
         wanted, found = tuple(tensor.shape), tuple(weights[name].shape)
         if wanted != found:
@@ -133,11 +136,8 @@ def _check_shapes(config: ModelConfig, weights: Tensors) -> None:
 
 
 def _read_tokenizer(folder: Path) -> Tokenizer | None:
-    if (folder / OUR_TOKENIZER_FILE).is_file():
-        return load_tokenizer(folder / OUR_TOKENIZER_FILE)
-    if any((folder / name).is_file() for name in (TOKENIZER_FILE, "vocab.json", "encoder.json")):
-        return load_tokenizer(folder)
-    return None
+    names = (OUR_TOKENIZER_FILE, TOKENIZER_FILE, "vocab.json", "encoder.json")
+    return load_tokenizer(folder) if any((folder / name).is_file() for name in names) else None
 
 
 # --- out --------------------------------------------------------------------------------------------------------------
@@ -195,12 +195,13 @@ def compare_with_transformers(folder: Path, model: GPT2 | Modern) -> Comparison:
     ids = torch.randint(known_vocab_size(config), (2, T), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         ours = _in_float32(model)(ids)
-        installed = importlib.util.find_spec("transformers") is not None
-        theirs = _logits_in_transformers(Path(folder), ids) if installed else _logits_read_back(Path(folder), ids)
-    max_abs = float((ours - theirs).abs().max())
-    max_rel = max_abs / float(ours.abs().max())
+        try:
+            theirs, how = _logits_in_transformers(Path(folder), ids), "through transformers"
+        except ImportError as error:
+            theirs, how = _logits_read_back(Path(folder), ids), f"round trip only: {str(error).splitlines()[0]}"
+    max_abs, largest = float((ours - theirs).abs().max()), float(ours.abs().max())
+    max_rel = max_abs / largest if largest else max_abs
     equal = max_rel <= TOLERANCE
-    how = "through transformers" if installed else "round trip only, since transformers is not installed"
     said = "logits equal ours" if equal else "logits DIFFER from ours"
     return Comparison(max_abs, max_rel, equal, f"{said} to {max_rel:.1e} of the largest ({how})")
 

@@ -2,7 +2,8 @@
 
 A setting that changes the forward pass and that we do not have is an error, never a guess; so is one that we do not
 know. Those that change nothing here (names of classes, generation, initialisation) are passed over by name.
-Sources: GPT2Config and Qwen3Config in transformers 4 and 5, whose defaults stand for settings left out.
+Sources: GPT2Config and Qwen3Config in transformers 4 and 5. Sizes must be there; other settings that are left out
+have the values that these classes give them.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def read_settings(raw: Any, where: str) -> ModelConfig:
     try:
         return _read_gpt2(settings) if family == "gpt2" else _read_qwen3(settings)
     except ConfigError as error:
-        raise FormatError(f"expected sizes that fit together in {where}, got {error.message}.") from error
+        raise FormatError(f"expected sizes that fit together in {where}, got {error.message.rstrip('.')}.") from error
 
 
 def write_settings(config: ModelConfig, separator_id: int | None) -> dict[str, Any]:

@@ -71,6 +71,8 @@ def choose_device(name: str = "auto", dtype: str = "auto") -> Device:
         raise UserError(f"expected a device that this machine has, got {name!r}.", f"Here: {there}.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"expected one of {torch.cuda.device_count()} GPUs, got {name!r}.")
+    if dtype not in ("auto", *DTYPES):
+        raise UserError(f"expected auto, {' or '.join(DTYPES)} as the dtype of products, got {dtype!r}.")
     return Device(device, DTYPES[dtype] if dtype != "auto" else fast_dtype(device))
 
 

@@ -26,9 +26,11 @@ def one_thread() -> Iterator[None]:
 
 
 def set_threads(config: RunConfig, world: World | None = None) -> None:
-    """Use the processors that there are, shared among the processes of this machine."""
-    sharing = world.local_size if world else 1
-    torch.set_num_threads(config.runtime.threads or max(1, allowed_cpus() // sharing))
+    """Use the processors that there are, shared among the processes of this machine, or as many as OMP_NUM_THREADS
+    says, which torchrun sets to 1 unasked."""
+    sharing, said = world.local_size if world else 1, os.environ.get("OMP_NUM_THREADS", "")
+    asked = int(said) if said.isdecimal() and "TORCHELASTIC_RUN_ID" not in os.environ else 0
+    torch.set_num_threads(config.runtime.threads or asked or max(1, allowed_cpus() // sharing))
 
 
 def limit_threads() -> None:

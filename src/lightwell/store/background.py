@@ -22,6 +22,7 @@ from torch import Tensor
 from lightwell.errors import RunError, StoppedEarly, UserError
 from lightwell.files.atomic import json_bytes
 from lightwell.files.cache import HashCache
+from lightwell.files.paths import command
 from lightwell.store.checkpoint import write_checkpoint
 from lightwell.store.checkpoints import newest_good, rotate, step_of
 from lightwell.store.tensors import tied_names
@@ -212,6 +213,6 @@ class BackgroundWriter:
         times = f"{self._failures} failures in a row" if self._failures > 1 else "a failure"
         return StoppedEarly(
             f"expected to save the run, got {times}: {self._last_error} Stopped; {last}.",
-            f"Then go on with `lightwell resume {self.run}`." if good else "",
+            f"Then go on with `{command('resume', self.run)}`." if good else "",
             {"step": step_of(good) if good else None, "checkpoint": str(good) if good else None},
         )

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from lightwell.errors import DamagedError, RunError
 from lightwell.files.atomic import make_dirs, write_file
 from lightwell.files.limits import read_toml
-from lightwell.files.paths import safe_join
+from lightwell.files.paths import command, safe_join
 from lightwell.files.translate import os_errors
 from lightwell.store.checkpoint import FOLDER
 from lightwell.store.checkpoints import list_checkpoints
@@ -96,7 +96,8 @@ def require_free(run: Path) -> None:
         raise RunError(f"expected a folder at {run}, got a file.", "Choose another --out.")
     if (run / CONFIG).exists():
         raise RunError(
-            f"expected a new folder for the run, got {run}, which holds one.", f"Use `lightwell resume {run}`."
+            f"expected a new folder for the run, got {run}, which holds one.",
+            f"Choose another --out, or go on with it: `{command('resume', run)}`.",
         )
     names = (path.name for path in run.iterdir())
     others = sorted(name for name in names if not name.startswith((".", DATABASE)) and name not in _OURS)

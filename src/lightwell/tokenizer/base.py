@@ -21,6 +21,7 @@ from lightwell.files.atomic import write_file
 from lightwell.files.hashing import sha256_json
 
 TOKENIZER_FILE = "tokenizer.json"
+OUR_TOKENIZER_FILE = "lightwell_tokenizer.json"  # bytes and characters, beside a model for others
 
 
 class Tokenizer(ABC):

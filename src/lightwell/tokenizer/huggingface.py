@@ -106,6 +106,8 @@ def assemble(
     separator = next((name for name in (SEPARATOR, END_OF_TEXT, *special) if name in special), None)
     if separator is None or (len(special) > 1 and separator not in (SEPARATOR, END_OF_TEXT)):
         refuse(where, f"{len(special)} special tokens, none of which is known as the separator")
+    if any("\ud800" <= character <= "\udfff" for name in special for character in name):
+        refuse(where, "a special token that is half a character")
     ids = [*vocab.values(), *special.values()]
     if not all(type(each) is int for each in ids) or sorted(ids) != list(range(len(ids))):
         refuse(where, "ids with gaps or twice")

@@ -8,7 +8,7 @@ from typing import Any
 from lightwell.errors import TokenizerError
 from lightwell.files.limits import read_json
 from lightwell.files.translate import os_errors
-from lightwell.tokenizer.base import TOKENIZER_FILE, Tokenizer
+from lightwell.tokenizer.base import OUR_TOKENIZER_FILE, TOKENIZER_FILE, Tokenizer
 from lightwell.tokenizer.simple import BytesTokenizer, CharTokenizer
 
 _HINT = "Give a tokenizer.json, or the folder that holds it: a run, a prepared dataset, a model."
@@ -20,8 +20,10 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     Raises TokenizerError if there is none, or one that we cannot reproduce id for id.
     """
     path = Path(path)
-    file = path / TOKENIZER_FILE if path.is_dir() else path
-    if path.is_dir() and not file.exists():
+    file = path
+    if path.is_dir():
+        file = next((path / name for name in (OUR_TOKENIZER_FILE, TOKENIZER_FILE) if (path / name).exists()), path)
+    if file.is_dir():
         from lightwell.tokenizer.gpt2 import find_pair, load_gpt2
 
         if find_pair(path):

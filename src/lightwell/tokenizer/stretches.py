@@ -15,10 +15,11 @@ import numpy as np
 STRETCH = 1 << 16  # bytes given to the encoder at once
 LONGEST = 1 << 14  # bytes without a safe cut that tiktoken gets; its regex gives up at about a million blanks
 
-_ENDS_SOLID = np.zeros(256, dtype=bool)  # bytes that certainly end a character that is not white space
+_WHITE = tuple(chr(code).encode() for code in range(0x80, 0x3001) if chr(code).isspace())  # beyond ASCII's
+_ENDS_SOLID = np.zeros(256, dtype=bool)  # bytes that end a character that is not white space,
 _ENDS_SOLID[0x21:0x7F] = True
 _ENDS_SOLID[0x80:0xC0] = True
-_ENDS_SOLID[[*range(0x80, 0x8B), 0x9F, 0xA0, 0xA8, 0xA9, 0xAF]] = False  # last bytes of Unicode's other white space
+_DOUBTFUL = np.isin(np.arange(256), [character[-1] for character in _WHITE])  # and may end white ones
 
 
 def stretches(data: bytes, blanks: bytes = b" \n", longest: int = LONGEST) -> Iterator[tuple[bytes, bool]]:
@@ -33,6 +34,8 @@ def stretches(data: bytes, blanks: bytes = b" \n", longest: int = LONGEST) -> It
     values = np.frombuffer(data, dtype=np.uint8)
     is_blank = np.isin(values[1:], list(blanks))
     safe = np.flatnonzero(_ENDS_SOLID[values[:-1]] & is_blank) + 1
+    doubtful = np.flatnonzero(_DOUBTFUL[values[safe - 1]])
+    safe = np.delete(safe, [n for n in doubtful if data[max(0, safe[n] - 3) : safe[n]].endswith(_WHITE)])
     safe = np.concatenate([[0], safe, [len(data)]])
     long = np.flatnonzero(np.diff(safe) > longest)
     regular = safe[np.searchsorted(safe, np.arange(STRETCH, len(data), STRETCH))]

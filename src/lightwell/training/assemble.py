@@ -92,7 +92,7 @@ def assemble(
 
     state = TrainState()
     now = environment(device, world) | {"kernels": (built() if device.kind == "cpu" else None) or "PyTorch"}
-    about = {"environment": now, "dataset": dataset.fingerprint}
+    about = {"environment": now, "dataset": dataset.fingerprint, "tokenizer": dataset.tokenizer.hash}
     saver = Saver(run, replicas, optimizer, config.checkpoint, world, record, about, observers)
     pace = Pace(config.budget, config.schedule, tokens_per_step, began=began, world=world)
     if checkpoint is None:

@@ -66,6 +66,8 @@ class Pace:
 
         Raises UserError for a run that has not come to its end.
         """
+        if more < 1:
+            raise UserError(f"expected at least 1 step more, got {more}.")
         last = state.decided("steps", "extended")
         if last and last["kind"] == "extended" and last["steps"] == last["begin"] + more and state.step < last["steps"]:
             return
