@@ -24,7 +24,7 @@ from lightwell.planner.choose import USUALLY, Choice, choose, slowness, vocab_si
 from lightwell.planner.fit import require_memory, step_memory
 from lightwell.planner.pilot import look_at
 from lightwell.planner.probe import rows_at_once
-from lightwell.planner.shelf import explain_keys
+from lightwell.planner.shelf import all_keys, explain_keys
 from lightwell.planner.step_time import measure_step_seconds
 from lightwell.planner.text import typical_text
 from lightwell.runtime.device import Device, choose_device
@@ -69,9 +69,10 @@ def preset_toml(name: str) -> str:
     return tomli_w.dumps(read_preset(name))
 
 
-def explain_preset(name: str) -> list[dict[str, Any]]:
-    """For each key of a preset: its value, what it means, what it costs in this model, what doubling it does."""
-    return explain_keys(read_preset(name))
+def explain_preset(name: str | None = None) -> list[dict[str, Any]]:
+    """For each key of a preset: its value, what it means, what it costs in this model, what doubling it does. None:
+    for each key that a config may have its value where it is left out, and what it means."""
+    return all_keys() if name is None else explain_keys(read_preset(name))
 
 
 def prepare_dataset(

@@ -104,15 +104,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def open_what_is_closed() -> None:
-    """A standard stream that was closed before us is an empty one: else the first file that we open gets its number,
-    and words for the person are written into it."""
-    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+    """A standard stream that was closed before us is an empty one, and takes the lowest number that is free, its own:
+    else the first file that we open gets that, and words for the person are written into it."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            opened = os.open(os.devnull, os.O_RDWR)
-            if opened != number:
-                os.dup2(opened, number)
-                os.close(opened)
-            setattr(sys, name, open(number, mode, encoding="utf-8"))  # noqa: SIM115
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def run(arguments: list[str]) -> int:

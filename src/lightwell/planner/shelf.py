@@ -8,7 +8,7 @@ from contextlib import suppress
 from importlib.resources import files
 from typing import Any
 
-from lightwell.config.run import parse
+from lightwell.config.run import RunConfig, parse
 from lightwell.errors import ConfigError
 from lightwell.model.count import flops_per_token, memory_bytes, parameters
 from lightwell.show.units import count, size
@@ -16,7 +16,7 @@ from lightwell.show.units import count, size
 ROWS = 8  # sequences whose memory is counted where the config leaves it to the planner
 SIZES = {
     *(("model", key) for key in ("vocab_size", "context_length", "emb_dim", "n_layers", "n_heads", "n_kv_heads")),
-    *(("model", key) for key in ("head_dim", "hidden_dim", "qkv_bias", "drop_rate")),
+    *(("model", key) for key in ("head_dim", "hidden_dim", "qkv_bias", "drop_rate", "tie_embeddings")),
     *(("train", key) for key in ("batch_size", "micro_batch_size")),
 }  # the keys that change parameters, memory or FLOPs; families and optimizers are compared by `lightwell plan`
 
@@ -24,6 +24,17 @@ SIZES = {
 def meanings(language: str = "en") -> dict[str, str]:
     """One sentence per key, by its dotted name."""
     return tomllib.loads((files("lightwell.planner") / "texts" / f"keys.{language}.toml").read_text(encoding="utf-8"))
+
+
+def all_keys(language: str = "en") -> list[dict[str, Any]]:
+    """A row per key that a config may have: key, what it is if it is left out (None: decided for the run), meaning."""
+    texts, rows = meanings(language), []
+    for section, values in RunConfig().model_dump().items():
+        rows += [
+            {"key": f"{section}.{key}", "value": value, "meaning": texts[f"{section}.{key}"]}
+            for key, value in values.items()
+        ]
+    return rows
 
 
 def explain_keys(raw: dict[str, Any], language: str = "en") -> list[dict[str, Any]]:
@@ -75,7 +86,7 @@ def _effect(raw: dict[str, Any], section: str, key: str, value: Any) -> dict[str
 
 def _smallest(figures: Callable[[Any], dict[str, float]], value: Any) -> dict[str, float]:
     """The figures at the smallest value that makes a model."""
-    for least in [False] if isinstance(value, bool) else [0.0] if isinstance(value, float) else range(1, value):
+    for least in [not value] if isinstance(value, bool) else [0.0] if isinstance(value, float) else range(1, value):
         with suppress(ConfigError):
             return figures(least)
     return figures(value)
