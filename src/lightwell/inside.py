@@ -25,7 +25,7 @@ from lightwell.show.bars import draw_bars
 from lightwell.show.heat import draw_heat
 from lightwell.show.table import draw_table
 from lightwell.show.terminal import paint, visible_width
-from lightwell.show.units import finite, percent
+from lightwell.show.units import json_ready, percent
 from lightwell.trained import Run, load
 
 Progress = Callable[[int, int | None, str], None]
@@ -55,7 +55,7 @@ class Inside:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain lists; a number that is not finite is None."""
-        return finite({key: v.tolist() if isinstance(v, Tensor) else v for key, v in vars(self).items()})
+        return json_ready({key: v.tolist() if isinstance(v, Tensor) else v for key, v in vars(self).items()})
 
     @property
     def finite(self) -> bool:

@@ -116,7 +116,7 @@ def _describe(path: Path) -> dict[str, Any]:
         open_run(path)  # says what it is instead
     try:
         return _described(path)
-    except (RunError, UserError) as error:
+    except UserError as error:
         none = {"step": 0, "steps": 0, "loss": None, "parameters": None}
         bits = {"heldout": {"loss": None, "bits_per_byte": None}, "predicted": {"bits_per_byte": None, "off": None}}
         return {"name": path.name, "path": str(path), "state": "broken", "said": error.message, **none, **bits}

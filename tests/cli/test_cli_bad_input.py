@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from lightwell.cli.main import run
 from lightwell.files.processes import is_alive
 
 TEXT = "".join(f"Line {n}: the {n % 13} wells of {n % 7} villages.\n\n" for n in range(5000))
+LIGHTWELL = [sys.executable, "-m", "lightwell"]
 SMALL = ["--preset", "nano", "--set", "train.batch_size=4", "--set", "model.context_length=32"]
 
 
@@ -268,18 +270,7 @@ def test_an_unknown_command_and_none(capsys):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_in_the_middle_saves_and_says_how_to_go_on(text_file, tmp_path, number):
     out = tmp_path / "run"
-    command = [
-        sys.executable,
-        "-m",
-        "lightwell",
-        "pretrain",
-        str(text_file),
-        "--steps",
-        "100000",
-        *SMALL,
-        "--out",
-        str(out),
-    ]
+    command = [*LIGHTWELL, "pretrain", str(text_file), "--steps", "100000", *SMALL, "--out", str(out)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
     deadline = time.monotonic() + 60
     while not list(out.glob("checkpoints/step-*")) and time.monotonic() < deadline:
@@ -582,24 +573,11 @@ def test_the_end_of_a_resumed_run_says_what_was_done(capsys, copy):
     assert "in 5 steps, 2 of them now" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("closed", "expected"), [("<&-", 0), (">&-", 0), ("2>&-", 0), ("2>/dev/full", 0)])
-def test_streams_that_are_closed_or_full(text_file, tmp_path, closed, expected):
-    words = [
-        sys.executable,
-        "-m",
-        "lightwell",
-        "pretrain",
-        str(text_file),
-        "--steps",
-        "2",
-        *SMALL,
-        "--out",
-        "run",
-        "--json",
-    ]
-    line = " ".join(f"'{word}'" for word in words)
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "2>/dev/full"])
+def test_streams_that_are_closed_or_full(text_file, tmp_path, closed):
+    line = shlex.join([*LIGHTWELL, "pretrain", str(text_file), "--steps", "2", *SMALL, "--out", "run", "--json"])
     done = subprocess.run(f"{line} {closed}", shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == expected, done.stderr
+    assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     if closed != ">&-":
         assert json.loads(done.stdout)["steps"] == 2

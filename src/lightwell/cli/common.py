@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from lightwell.errors import UserError
-from lightwell.show.units import finite
+from lightwell.show.units import json_ready
 
 
 def make_app() -> typer.Typer:
@@ -30,15 +30,20 @@ def is_main() -> bool:
 
 
 def say(text: str) -> None:
-    """Words for the person, on stderr, if somebody reads it; only the main process of several speaks."""
+    """Words for the person, on stderr; only the main process of several speaks."""
     if is_main():
-        with suppress(OSError):
-            print(text, file=sys.stderr, flush=True)
+        write(text + "\n")
+
+
+def write(text: str) -> None:
+    """To stderr, if somebody reads it: a closed terminal or a full disk for the log must not end a training."""
+    with suppress(OSError):
+        print(text, end="", file=sys.stderr, flush=True)
 
 
 def show_json(value: Any) -> None:
     """A number that is not finite, for which JSON has no word, is null."""
-    print(json.dumps(finite(value), ensure_ascii=False, allow_nan=False))
+    print(json.dumps(json_ready(value), ensure_ascii=False, allow_nan=False))
 
 
 def piped() -> str:

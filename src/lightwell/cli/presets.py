@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json as json_
+import json
 from typing import Any
 
 import typer
@@ -54,7 +54,7 @@ def print_keys(rows: list[dict[str, Any]]) -> None:
     if "cost" in rows[0]:
         print("Memory is that of a training step in float32. What a key costs is against its smallest value.\n")
     for row in rows:
-        value = "decided for the run" if row["value"] is None else json_.dumps(row["value"], ensure_ascii=False)
+        value = "decided for the run" if row["value"] is None else json.dumps(row["value"], ensure_ascii=False)
         print(f"{row['key']} = {value}\n  {row['meaning']}")
         if "cost" in row:
             print(f"  Costs: {row['cost']}\n  Doubled: {row['doubled']}\n")

@@ -7,9 +7,10 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
+from lightwell.cli.common import write
 from lightwell.runtime.observer import Observer, StepReport
 from lightwell.show.terminal import shorten
 from lightwell.show.units import count, duration
@@ -66,12 +67,6 @@ class TrainingProgress(Observer):
 def renew(line: str) -> None:
     """Write over the terminal's last line, with as much of it as there is room for: longer ones would stay."""
     write("\r\x1b[K" + shorten(line, shutil.get_terminal_size().columns - 1))
-
-
-def write(text: str) -> None:
-    """To stderr, if somebody reads it: a closed terminal or a full disk for the log must not end a training."""
-    with suppress(OSError):
-        print(text, end="", file=sys.stderr, flush=True)
 
 
 def bar(share: float, width: int = 20) -> str:

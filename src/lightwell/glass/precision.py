@@ -24,7 +24,7 @@ from lightwell.errors import TraceError
 from lightwell.glass.notebook import Shown
 from lightwell.glass.wording import say
 from lightwell.show.table import draw_table
-from lightwell.show.units import finite, number
+from lightwell.show.units import json_ready, number
 
 KINDS = ("bfloat16", "float32")
 HURTS = 0.3  # an error of this share of the gradient: beyond rounding, its direction begins to be lost
@@ -62,7 +62,7 @@ class Precision(Shown):
         """Plain values only; a number that is not finite is None."""
         layers = [asdict(layer) for layer in self.layers]
         hurt = {kind: [layer.name for layer in self.hurt(kind)] for kind in KINDS}
-        return finite({"loss": self.loss, "layers": layers, "hurt": hurt, "text": self.draw(color=False)})
+        return json_ready({"loss": self.loss, "layers": layers, "hurt": hurt, "text": self.draw(color=False)})
 
     def draw(self, color: bool = False, width: int | None = None) -> str:
         """A table of the layers, and in words whether lower precision hurts."""

@@ -106,10 +106,10 @@ def _two_units(whole: int, large: int, large_name: str, small: int, small_name: 
     return f"{whole // large} {large_name}" + (f" {rest} {small_name}" if rest else "")
 
 
-def finite(data: Any) -> Any:
+def json_ready(data: Any) -> Any:
     """Nested plain data for JSON: a number that is not finite becomes None."""
     if isinstance(data, dict):
-        return {key: finite(value) for key, value in data.items()}
+        return {key: json_ready(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
-        return [finite(item) for item in data]
+        return [json_ready(item) for item in data]
     return None if isinstance(data, float) and not math.isfinite(data) else data
