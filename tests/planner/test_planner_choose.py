@@ -30,7 +30,11 @@ def fake_speed(monkeypatch):
         model = config.model.complete()
         return planner.tokens_per_step(config) * flops_per_token(model, model.context_length)["total"] / 2e10
 
+    def in_turns(configs, device, expected, limit):
+        return [seconds(config, device) for config in configs]
+
     monkeypatch.setattr(planner, "measure_step_seconds", seconds)
+    monkeypatch.setattr(planner, "measure_in_turns", in_turns)
     monkeypatch.setattr(
         planner, "try_compile", lambda config, device, step_seconds, left: Compiled(False, step_seconds)
     )
@@ -255,6 +259,44 @@ def test_a_trial_in_a_busy_moment_does_not_make_a_small_model_slower_than_a_larg
     timed = {4: None, 3: 0.3, 0: 0.1, 1: 0.5, 2: 0.2}
     assert planner.settled(timed) == {0: 0.1, 1: 0.2, 2: 0.2, 3: 0.3}
     assert planner.settled({2: None}) == {}
+
+
+def test_neighbours_that_would_be_clearly_worse_are_reckoned_instead_of_timed(fake_speed, monkeypatch):
+    timed, measure = [], planner.measure_step_seconds
+    monkeypatch.setattr(planner, "measure_step_seconds", lambda *a, **o: timed.append(a[0]) or measure(*a, **o))
+    choice = chosen(120)
+    (said,) = [reason for reason in choice.reasons if reason.startswith("Predicted")]
+    assert len(timed) == len(choice.expected["candidates"]) - said.count("(not timed)") < len(planner.LADDER) / 2
+    assert said.count("(not timed)") > 0
+    assert planner.name_of(choice.config) in map(planner.name_of, timed)
+
+
+def test_what_comes_near_to_the_best_is_timed_again_in_turns(fake_speed, monkeypatch):
+    """A busy moment in which the best model was timed does not hide that it is the best."""
+    best, measure = planner.name_of(chosen(120).config), planner.measure_step_seconds
+
+    def busy(config, device, **options):
+        return measure(config, device) * (1.25 if planner.name_of(config) == best else 1)
+
+    monkeypatch.setattr(planner, "measure_step_seconds", busy)
+    assert planner.name_of(chosen(120).config) == best
+    monkeypatch.setattr(planner, "measure_in_turns", lambda *_: None)
+    assert planner.name_of(chosen(120).config) != best
+
+
+def test_steps_in_turns_are_made_where_there_is_time_and_room(monkeypatch):
+    from lightwell.planner import step_time
+
+    sizes = {"n_heads": 2, "n_layers": 1, "context_length": 16, "vocab_size": 300}
+    configs = [parse({"model": sizes | {"emb_dim": width}, "train": {"batch_size": 8}}) for width in (32, 64)]
+    few = changed(configs[0], train={"micro_batch_size": 2})
+    seconds = step_time.measure_in_turns(configs, CPU, [0.01, 0.01])
+    assert seconds is not None
+    assert all(0 < each < 20 for each in seconds)
+    assert step_time.measure_in_turns(configs, CPU, [0.01, 0.01], limit=0.05) is None
+    assert step_time.measure_in_turns([few], CPU, [0.01]) is None
+    monkeypatch.setattr(step_time, "free_bytes", lambda: 1000)
+    assert step_time.measure_in_turns(configs, CPU, [0.01, 0.01]) is None
 
 
 def test_a_step_is_really_timed_and_a_giant_is_not_tried(monkeypatch):

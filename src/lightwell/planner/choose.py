@@ -19,7 +19,7 @@ from lightwell.model.count import flops_per_token, parameters, parameters_of_blo
 from lightwell.planner.compiling import try_compile
 from lightwell.planner.fit import free_memory, share_of, split_to_fit, tried_in_memory
 from lightwell.planner.predict import USUAL_VOCAB, predict_bits_per_byte
-from lightwell.planner.step_time import measure_step_seconds
+from lightwell.planner.step_time import measure_in_turns, measure_step_seconds
 from lightwell.planner.text import PILOT_TOKENS, Text, typical_text
 from lightwell.runtime.device import Device
 from lightwell.tokenizer.size import choose_vocab_size
@@ -34,7 +34,8 @@ READ_AHEAD = 1.5  # times the text that the budget can consume is prepared
 MOST_EPOCHS = 5  # times that a text is gone through: more gains nothing (LOG.md)
 BYTES_PER_TOKEN = 3.0  # about, of the vocabularies chosen here
 TYPICAL_VOCAB_SIZE = 1024  # of a tokenizer that does not exist yet
-USUALLY = 0.25  # a step takes of what `guessed_seconds` says
+USUALLY = 1.0  # a step takes of what `guessed_seconds` says
+WORTH_TRYING, WORTH_TURNS = 1.04, 1.03  # times the lowest prediction: models that are timed at all, and again in turns
 NEARLY = 1.015  # a model that may turn out to be the best, when there is little to tell by
 LEAST_STEPS = 100  # in which a model can begin to learn, where the batch is open
 LONG = 10**9  # tokens of a run after which rates change no more
@@ -86,6 +87,7 @@ class Candidate:
     step_seconds: float
     tokens: int
     bits_per_byte: float
+    timed: bool = True  # or reckoned from a neighbour's step
 
 
 def choose(
@@ -115,8 +117,9 @@ def choose(
     if not tried:  # too large to try, mostly a single model that the user fixed
         only = with_rates(next(iter(rungs.values())), LONG, text.tokens)
         return Choice(only, ["Nothing was measured: a step does not fit into the free memory."])
-    lowest = min(candidate.bits_per_byte for candidate in tried)
-    best = next(candidate for candidate in tried if candidate.bits_per_byte <= CLOSE * lowest)
+    timed = [candidate for candidate in tried if candidate.timed]
+    lowest = min(candidate.bits_per_byte for candidate in timed)
+    best = next(candidate for candidate in timed if candidate.bits_per_byte <= CLOSE * lowest)
     if config.train.batch_size is None:
         best = with_steps_enough(best, text, seconds, processes * (config.train.micro_batch_size or 1))
     if processes == 1 and config.train.micro_batch_size is None:
@@ -182,32 +185,58 @@ def with_rates(config: RunConfig, tokens: int, unique: float) -> RunConfig:
 def climb(
     rungs: dict[str, RunConfig], text: Text, device: Device, peak: float, seconds: float, processes: int = 1
 ) -> list[Candidate]:
-    """The rungs that were timed, smallest first: from the likeliest on towards lower predictions, while time allows."""
+    """The rungs that were timed, and neighbours of the best that were not worth it, smallest first.
+
+    From the likeliest on towards lower predictions, while time allows; those that come near to the best are timed again
+    in turns.
+    """
     share = 1.0 if text.pilot is None else 1 - PILOT_SHARE
     deadline = time.perf_counter() + share * min(TRIAL_SHARE * seconds, TRIAL_SECONDS)
-    names = list(rungs)
+    names, configs = list(rungs), list(rungs.values())
+    parts = [share_of(config, processes) for config in configs]  # what this process makes of a step
     timed: dict[int, float | None] = {}  # None: too large to try
 
+    def left() -> float:
+        return deadline - time.perf_counter()
+
     def attempt(place: int) -> None:
-        limit = max(0.2, (deadline - time.perf_counter()) / 2)
-        timed[place] = measure_step_seconds(share_of(rungs[names[place]], processes), device, limit=limit)
+        timed[place] = measure_step_seconds(parts[place], device, rounds=2, limit=max(0.2, left() / 2))
 
     def tried() -> dict[int, Candidate]:
         return {
-            place: candidate(names[place], rungs[names[place]], taken, text, seconds)
+            place: candidate(names[place], configs[place], taken, text, seconds)
             for place, taken in settled(timed).items()
         }
 
-    attempt(likeliest(list(rungs.values()), text, peak, seconds))
-    while time.perf_counter() < deadline:
-        known = tried()
+    def reckoned(place: int, like: int, step_seconds: float) -> Candidate:
+        longer = guessed_seconds(configs[place], peak) / guessed_seconds(configs[like], peak)
+        return replace(candidate(names[place], configs[place], longer * step_seconds, text, seconds), timed=False)
+
+    def neighbours(known: dict[int, Candidate]) -> dict[int, Candidate | None]:
+        """Of the best that was timed: what is reckoned of those that were not; None if nothing can be."""
         best = min(known, key=lambda place: known[place].bits_per_byte, default=max(timed))
         near = (best - 1, best + 1, best + 2)  # the next may be slow for its size, and the one after it not
         open_ones = [place for place in near if 0 <= place < len(names) and place not in timed]
-        if not open_ones:
+        return {place: reckoned(place, best, known[best].step_seconds) if known else None for place in open_ones}
+
+    def lowest(known: dict[int, Candidate]) -> float:
+        return min((c.bits_per_byte for c in known.values()), default=math.inf)
+
+    attempt(likeliest(configs, text, peak, seconds))
+    while left() > 0:
+        known = tried()
+        most = WORTH_TRYING * lowest(known)
+        worth = [place for place, c in neighbours(known).items() if c is None or c.bits_per_byte <= most]
+        if not worth:
             break
-        attempt(open_ones[0])
-    return list(tried().values())
+        attempt(worth[0])
+    known = tried()
+    good = [place for place, c in known.items() if c.bits_per_byte <= WORTH_TURNS * lowest(known)]
+    again = measure_in_turns([parts[place] for place in good], device, [known[p].step_seconds for p in good], left())
+    timed |= dict(zip(good, again or ()))
+    known = tried()
+    others = {place: c for place, c in neighbours(known).items() if c is not None}
+    return [found for _, found in sorted((known | others).items())]
 
 
 def settled(timed: dict[int, float | None]) -> dict[int, float]:
@@ -255,10 +284,12 @@ def likeliest(rungs: list[RunConfig], text: Text, peak: float, seconds: float) -
 
 
 def guessed_seconds(config: RunConfig, peak: float) -> float:
-    """Of a step, before any was made: products at a tenth of the peak, and 5 ms a layer for all else."""
+    """Of a step, before any was made: products at half of the peak, a layer's other work with a token as long as
+    850,000 FLOPs of them, and a millisecond a layer. Within a tenth of one another on 2 CPU cores (LOG.md)."""
     model = config.model.complete()
-    flops = tokens_per_step(config) * flops_per_token(model, model.context_length)["total"]
-    return flops / (0.1 * peak) + 0.005 * model.n_layers
+    products = flops_per_token(model, model.context_length)["total"]
+    flops = tokens_per_step(config) * (products + 0.85e6 * model.n_layers)
+    return flops / (0.58 * peak) + 0.001 * model.n_layers
 
 
 def most_tokens(config: RunConfig, text: Text) -> int:
@@ -295,12 +326,18 @@ def reasons(
             f" {PILOT_TOKENS / 1e6:.1f} M tokens; by that the predictions are corrected."
         )
     if len(tried) > 1:
-        said = "; ".join(f"{c.name}: {c.bits_per_byte:.3f} after {c.tokens / 1e6:.1f} M tokens" for c in tried)
+        said = "; ".join(
+            f"{c.name}: {c.bits_per_byte:.3f} after {c.tokens / 1e6:.1f} M tokens{'' if c.timed else ' (not timed)'}"
+            for c in tried
+        )
         lines.append(f"Predicted held-out bits per byte (layers x width at context x batch): {said}.")
     alone = "as asked" if possible == 1 else "the likeliest; there was time to measure no other"
     why = "the lowest prediction" if len(tried) > 1 else alone
-    if best.bits_per_byte > min(c.bits_per_byte for c in tried):
+    lower = [c for c in tried if c.bits_per_byte < best.bits_per_byte]
+    if any(c.timed for c in lower):
         why = "the smallest of those that are as good"
+    elif lower:
+        why += " of those that there was time for"
     size = parameters(best.config.model.complete())["total"]
     lines.append(
         f"Chosen: {best.name}, {why}: {size:,} parameters, {best.bits_per_byte:.3f} bits per byte expected from"

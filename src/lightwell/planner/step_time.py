@@ -24,6 +24,7 @@ from lightwell.training.step import train_step
 
 TRIAL_FLOPS = 2e11  # of a first trial step on a CPU: a second on a laptop
 FEW = 2  # rounds of a batch that is tried in part, after one that warms up
+LEAST_TURNS, TURNS = 2, 6  # steps of each model that is timed beside others, after one that warms up
 
 
 class Trial:
@@ -116,3 +117,24 @@ def _usual(config: RunConfig, device: Device, rows: int, rounds: int, limit: flo
     while len(times) <= rounds and (len(times) < 2 or time.perf_counter() - began < limit):
         times.append(trial.step())
     return statistics.median(times[1:])
+
+
+def measure_in_turns(
+    configs: list[RunConfig], device: Device, expected: list[float], limit: float = 20.0
+) -> list[float] | None:
+    """Seconds of one whole step of each, made in turns: what slows a machine for a moment slows all of them, and which
+    one is the faster for its size can be told. `expected`: about how many.
+
+    None where they do not fit into the free memory together, take more than `limit` seconds, or are not made whole.
+    """
+    began, free = time.perf_counter(), free_bytes()
+    rows = [config.train.batch_size or 1 for config in configs]
+    needed = sum(step_memory(config, n, device)["total"] for config, n in zip(configs, rows))
+    whole = device.kind == "cpu" and not any(config.train.micro_batch_size for config in configs)
+    if not whole or (1 + LEAST_TURNS) * sum(expected) > limit or needed > 0.8 * (free or 0):
+        return None
+    trials = [Trial(config, device, n) for config, n in zip(configs, rows)]
+    rounds: list[list[float]] = []
+    while len(rounds) <= LEAST_TURNS or (len(rounds) <= TURNS and time.perf_counter() - began < limit):
+        rounds.append([trial.step() for trial in trials])
+    return [statistics.median(times) for times in zip(*rounds[1:])]
