@@ -1,5 +1,9 @@
 """A run as a Python object: what `lightwell.load` gives, beyond the tour of test_tiny."""
 
+import shutil
+import sqlite3
+from contextlib import closing
+
 import pytest
 import torch
 
@@ -7,7 +11,8 @@ import lightwell
 from lightwell.beginning import read_request
 from lightwell.errors import ConfigError, LockedError
 from lightwell.files.lock import lock_folder
-from lightwell.inspection import describe_runs, plan_summary
+from lightwell.inspection import describe_runs, find_runs, plan_summary
+from lightwell.show.units import size
 from lightwell.trained import longest_copy_from
 
 TINY = ["model.context_length=32", "model.emb_dim=32", "model.n_heads=2", "model.n_layers=1", "tokenizer.kind=bytes"]
@@ -84,3 +89,38 @@ def test_a_second_process_leaves_the_config_of_a_run_that_is_just_beginning(run,
     assert describe_runs([beginning])[0]["state"] == "broken"
     again = lightwell.pretrain(run.path.parent / "notes.txt", steps=3, out=beginning, settings=TINY)
     assert again.step == 3
+
+
+def test_a_folder_of_runs_stands_for_its_runs(run, tmp_path):
+    for name in ("one", "two"):
+        shutil.copytree(run.path, tmp_path / name)
+    (tmp_path / "notes").mkdir()
+    assert [row["name"] for row in describe_runs([tmp_path])] == ["one", "two"]
+    assert find_runs([tmp_path / "two", tmp_path]) == [tmp_path / name for name in ("two", "one", "two")]
+    with pytest.raises(lightwell.UserError, match="expected a run folder"):
+        find_runs([tmp_path / "notes"])
+
+
+def test_a_clock_that_is_set_back_does_not_change_a_runs_state(run, tmp_path):
+    copy = shutil.copytree(run.path, tmp_path / "copy")
+    with closing(sqlite3.connect(copy / "run.sqlite")) as database, database:
+        database.execute("UPDATE events SET time = 0 WHERE kind = 'end'")
+    assert describe_runs([copy])[0]["state"] == "done"
+
+
+def test_another_kind_of_tokenizer_than_the_one_there_is_is_refused(run, tmp_path):
+    asked = {"steps": 1, "out": tmp_path / "other", "settings": ["tokenizer.kind=chars"]}
+    for text, parent in ((run.dataset().path, None), (run.path.parent / "notes.txt", run.path)):
+        with pytest.raises(lightwell.UserError, match=r"tokenizer\.kind = bytes"):
+            lightwell.pretrain(text, weights_from=parent, **asked)
+        assert not (tmp_path / "other" / "config.toml").exists()
+
+
+def test_what_is_trained_on_and_what_is_held_out_is_said(run, tmp_path):
+    told = []
+    lightwell.pretrain(run.dataset().path, steps=1, out=tmp_path / "new", settings=TINY, say=told.append)
+    splits = run.dataset().manifest["splits"]
+    (sentence,) = [line for line in told if line.startswith("To train on: ")]
+    for split in splits.values():
+        assert size(split["bytes"]) in sentence
+    assert "a vocabulary of 257." in sentence

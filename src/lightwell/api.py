@@ -24,6 +24,7 @@ from lightwell.beginning import (
     name_of,
     new_run_path,
     read_request,
+    require_kind,
     require_same_shape,
     weights_of,
     with_budget,
@@ -100,6 +101,7 @@ def pretrain(
             parent = load(weights_from) if weights_from else None
             if parent:
                 require_same_shape(parent, asked.raw.get("model", {}))
+                require_kind(asked, parent.tokenizer, parent.path)
 
             def begin() -> dict[str, Any]:
                 return begin_run(path, asked, config, device, parent, began, say, progress, world.size)

@@ -45,6 +45,7 @@ from lightwell.runtime.peak import measure_peak_flops
 from lightwell.store.checkpoint import FOLDER as CHECKPOINTS
 from lightwell.store.database import RunDatabase
 from lightwell.store.run_folder import ATTEMPT, CONFIG, DATABASE, DATASET, create, is_run, open_run, require_free
+from lightwell.tokenizer.base import Tokenizer
 from lightwell.trained import Progress, Run, Text, as_paths
 from lightwell.training.assemble import begins_with_pairs
 
@@ -138,6 +139,8 @@ def begin_run(
         own = config.model.model_dump(include=WEIGHTLESS, exclude_none=True)
         config = changed(config, model=parent.model_config.model_dump() | own)
     dataset = open_or_prepare(asked.text, path, config, device, parent, peak, say, progress, processes)
+    require_kind(asked, dataset.tokenizer, dataset.path)
+    say(dataset.summary())
     choice = plan_run(config, dataset, device, parent, peak, began, processes)
     for reason in choice.reasons:
         say(reason)
@@ -320,6 +323,16 @@ def require_same_shape(parent: Run, asked: dict[str, Any]) -> None:
         raise UserError(
             f"expected the model of {parent.path} beside --from, whose weights these are, got {', '.join(others)}.",
             "Leave these settings (or the preset that brings them) out, or begin anew without --from.",
+        )
+
+
+def require_kind(asked: Request, tokenizer: Tokenizer, whose: Path) -> None:
+    """Raise UserError where another kind of tokenizer was asked for than what is there already."""
+    kind = asked.raw.get("tokenizer", {}).get("kind")
+    if kind not in (None, tokenizer.kind):
+        raise UserError(
+            f"expected tokenizer.kind = {tokenizer.kind}, which is that of {whose}, got {kind}.",
+            "Leave it out, or begin anew from the text itself.",
         )
 
 

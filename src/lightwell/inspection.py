@@ -102,18 +102,31 @@ def prepare_dataset(
     )
 
 
-def describe_runs(paths: Sequence[str | Path] | None) -> list[dict[str, Any]]:
-    """Name, state, step and held-out figures of runs; None: of all in ./runs."""
+def find_runs(paths: Sequence[str | Path] | None = None) -> list[Path]:
+    """The runs that are named, and for a folder that holds runs those in it; None: those in ./runs, if there are any.
+    Raises RunError for what is neither."""
     if paths is None:
-        parent = Path("runs")
-        paths = sorted(path for path in parent.iterdir() if is_run(path)) if parent.is_dir() else []
-    return [_describe(path) for path in map(Path, paths)]
+        return _runs_in(Path("runs"))
+    found = []
+    for path in map(Path, paths):
+        inside = [] if is_run(path) else _runs_in(path)
+        if not inside and not is_run(path):
+            open_run(path)  # says what it is instead
+        found += inside or [path]
+    return found
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if is_run(path)) if folder.is_dir() else []
+
+
+def describe_runs(paths: Sequence[str | Path] | None = None) -> list[dict[str, Any]]:
+    """Name, state, step and held-out figures of what `find_runs` finds."""
+    return [_describe(path) for path in find_runs(paths)]
 
 
 def _describe(path: Path) -> dict[str, Any]:
     """A row of `describe_runs`; of a run that cannot be opened why, as `said`."""
-    if not is_run(path):
-        open_run(path)  # says what it is instead
     try:
         return _described(path)
     except UserError as error:
@@ -131,12 +144,11 @@ def _described(path: Path) -> dict[str, Any]:
     with recorded(path) as database:
         if database is not None:
             metrics = {name: database.metrics(name) for name in ("loss", "heldout.loss", "heldout.bits_per_byte")}
-            ends = database.events("end")
-            ended = ends[-1]["details"]["reason"] if ends else None
-            plans = database.events("steps") + database.events("extended")
-            planned = plans[-1]["details"]["steps"] if plans else planned
-            if plans and ends and plans[-1]["time"] > ends[-1]["time"]:
-                ended = None  # it was extended since
+            for event in database.events():
+                if event["kind"] == "end":
+                    ended = event["details"]["reason"]
+                elif event["kind"] in ("steps", "extended"):  # it goes on since
+                    ended, planned = None, event["details"]["steps"]
     checkpoints = list_checkpoints(path)
     step = step_of(checkpoints[-1]) if checkpoints else 0
     if holder(path) is not None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from lightwell.cli.main import run
+from lightwell.files.lock import holder
 from lightwell.files.processes import is_alive
 
 TEXT = "".join(f"Line {n}: the {n % 13} wells of {n % 7} villages.\n\n" for n in range(5000))
@@ -281,6 +282,22 @@ def test_a_signal_in_the_middle_saves_and_says_how_to_go_on(text_file, tmp_path,
     assert process.returncode == 3, words
     assert f"lightwell resume {out}" in words
     assert "Traceback" not in words
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_selftest_that_is_ended_leaves_no_files_and_no_process(tmp_path):
+    process = subprocess.Popen([*LIGHTWELL, "selftest"], env=os.environ | {"TMPDIR": str(tmp_path)})
+    training, deadline = None, time.monotonic() + 90
+    while training is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+        locks = tmp_path.glob("lightwell-selftest-*/*/lock")
+        training = next((who for lock in locks if (who := holder(lock.parent))), None)
+    assert training is not None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 128 + signal.SIGTERM
+    assert not list(tmp_path.glob("lightwell-selftest-*"))
+    assert not is_alive(training["pid"])
 
 
 def test_an_end_of_a_long_prompt_can_be_gone_on_from(capsys, trained):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from lightwell.beginning import read_request
 from lightwell.config.gpt import GPT_CONFIG_124M, GPTConfig, ModernConfig
 from lightwell.config.load import merge, parse_settings, read_toml
 from lightwell.config.presets import PRESETS, preset
@@ -83,10 +84,16 @@ def test_settings_are_toml_values_or_words():
     assert raw == expected
 
 
-@pytest.mark.parametrize("setting", ["batch_size=3", "train.batch_size", "trian.batch_size=3", "=", ""])
+@pytest.mark.parametrize("setting", ["batch_size=3", "train.batch_size", "=", ""])
 def test_a_malformed_setting_is_said(setting):
     with pytest.raises(ConfigError):
         parse_settings([setting])
+
+
+def test_misspelled_sections_and_wrong_values_are_told_together():
+    with pytest.raises(ConfigError) as told:
+        read_request(settings=["trian.batch_size=3", "train.clip=-1", "optimizer.nam='muon'"])
+    assert all(word in str(told.value) for word in ("did you mean train?", "train.clip", "did you mean name?"))
 
 
 def test_later_layers_win_key_by_key():

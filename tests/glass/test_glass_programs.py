@@ -240,6 +240,24 @@ def test_norms_of_what_is_normalised_already():
     assert "not checkable" not in verdicts(t).values()
 
 
+def test_a_gradient_that_is_anothers_by_convention_is_left_to_the_whole_function():
+    scores, text, lengths = weight(12, 2, 6), torch.tensor([[1, 2, 3], [5, 4, 1]]), torch.tensor([12, 12])
+    with lightwell.trace() as t:
+        F.ctc_loss(scores.log_softmax(-1), text, lengths, torch.tensor([3, 3])).backward()
+    found = verdicts(t)
+    assert found.pop("_ctc_loss") == "not checkable"
+    assert set(found.values()) == {"agree"}
+
+
+def test_a_product_with_factors_before_it_is_not_told_as_a_plain_one():
+    b, x, w = weight(4), numbers(3, 5), weight(5, 4)
+    for options, plain in (({}, True), ({"alpha": 3}, False), ({"beta": 0.5}, False)):
+        with lightwell.trace() as t:
+            torch.addmm(b, x, w, **options).square().sum().backward()
+        assert ("x transposed" in str(t.explain(w))) is plain
+        assert ("over its rows" in str(t.explain(b))) is plain
+
+
 # --- what is saved ----------------------------------------------------------------------------------------------------
 
 

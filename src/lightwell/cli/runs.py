@@ -17,14 +17,14 @@ app = make_app()
 
 @app.command(epilog="\b\nFor instance:\n  lightwell runs runs/notes-1 runs/notes-2")
 def runs(
-    run: list[str] = typer.Argument(None, help="Runs to look at or compare; none: all in ./runs."),
+    run: list[str] = typer.Argument(None, help="Runs to look at or compare, or folders of runs; none: all in ./runs."),
     check: bool = typer.Option(False, "--check", help="Verify every file; exit 4 if one is not as it was written."),
     pin: int = typer.Option(None, metavar="STEP", help="Keep the checkpoint of this step for ever."),
     csv: bool = typer.Option(False, "--csv", help="All metrics as CSV: run, step, name, value."),
     json: bool = JSON,
 ) -> None:
     """List runs, show one with its curve, or compare several."""
-    from lightwell.inspection import check_run, describe_runs, pin_checkpoint, run_metrics
+    from lightwell.inspection import check_run, describe_runs, find_runs, pin_checkpoint, run_metrics
 
     if csv and json:
         raise UserError("expected --csv or --json, got both.", "Leave one of the two out.")
@@ -33,7 +33,7 @@ def runs(
         show_json({"pinned": pin}) if json else print(f"The checkpoint of step {pin} stays.")
         return
     if check:
-        found = [row for path in (run or [row["path"] for row in describe_runs(None)]) for row in check_run(path)]
+        found = [row for path in find_runs(run or None) for row in check_run(path)]
         show_json(found) if json else print(
             "\n".join(f"{'ok    ' if r['good'] else 'BROKEN'} {r['path']} {r['said']}" for r in found)
         )
@@ -47,7 +47,7 @@ def runs(
 
         writer = table.writer(sys.stdout, lineterminator="\n")
         writer.writerow(["run", "step", "name", "value"])
-        for path in run or [row["path"] for row in describe_runs(None)]:
+        for path in find_runs(run or None):
             for name, values in run_metrics(path).items():
                 writer.writerows([path, step, name, value] for step, value in values)
         return
@@ -65,7 +65,7 @@ def runs(
             if (said := said_of_prediction(row["predicted"])) is not None:
                 print(f"{row['name']}: {said}")
         if run:
-            print_curves(run)
+            print_curves([row["path"] for row in rows if "said" not in row])
 
 
 def one(run: list[str] | None) -> str:

@@ -6,8 +6,6 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from lightwell.config.check import nearest
-from lightwell.config.run import RunConfig
 from lightwell.errors import ConfigError, UserError
 
 Raw = dict[str, Any]
@@ -47,10 +45,6 @@ def parse_settings(settings: list[str]) -> Raw:
         section, dot, name = key.strip().partition(".")
         if not (equals and dot and name):
             wrong.append((setting, "expected section.key=value"))
-        elif section not in RunConfig.model_fields:
-            near = nearest(section, list(RunConfig.model_fields))
-            known = f"did you mean {near}.{name}?" if near else f"known: {', '.join(RunConfig.model_fields)}"
-            wrong.append((key, f"unknown section; {known}"))
         else:
             raw.setdefault(section, {})[name] = _toml_value(value.strip())
     if wrong:

@@ -19,7 +19,7 @@ from lightwell.files.paths import safe_join
 from lightwell.files.translate import os_errors
 from lightwell.files.verify import read_manifest, verify_manifest, verify_size
 from lightwell.show.table import draw_table
-from lightwell.show.units import plural, size, thousands
+from lightwell.show.units import count, plural, size, thousands
 from lightwell.tokenizer.base import TOKENIZER_FILE, Tokenizer
 from lightwell.tokenizer.load import load_tokenizer
 
@@ -78,6 +78,15 @@ class Dataset:
         with open(path, "rb") as file:
             for line in file:
                 yield parse_json(line, str(path))
+
+    def summary(self) -> str:
+        """What there is to train on and what is held out, in a sentence."""
+        train, val = self.manifest["splits"]["train"], self.manifest["splits"]["val"]
+        vocab_size = self.manifest["tokenizer"]["vocab_size"]
+        return (
+            f"To train on: {size(train['bytes'])}, {count(train['tokens'])} tokens; held out: {size(val['bytes'])};"
+            f" a vocabulary of {thousands(vocab_size)}."
+        )
 
     def describe(self) -> str:
         """What is in it, as text for a person."""

@@ -9,6 +9,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -32,14 +34,14 @@ def check_resume(folder: Path, device: str = "auto", timeout: float = 600.0) -> 
     val = folder / "val.txt"
     val.write_text("".join(f"{n} wells and {n * n} buckets stood in the garden.\n\n" for n in range(401, 420)))
     whole, killed = folder / "whole", folder / "killed"
-    _finish(_train(text, val, whole, device), timeout)
-    process = _train(text, val, killed, device)
-    if not _kill_in_the_middle(process, killed, timeout):
+    with _training(text, val, whole, device) as process:
+        _finish(process, timeout)
+    with _training(text, val, killed, device) as process:
+        in_time = _saved_some(process, killed, timeout)
+    if not in_time or step_of(list_checkpoints(killed)[-1]) >= STEPS:
         return "the run was over before it could be killed"
-    before = step_of(list_checkpoints(killed)[-1])
-    if before >= STEPS:
-        return "the run was over before it could be killed"
-    _finish(_train(text, val, killed, device), timeout)
+    with _training(text, val, killed, device) as process:
+        _finish(process, timeout)
     return difference(whole, killed)
 
 
@@ -57,13 +59,19 @@ def difference(a: Path, b: Path) -> str | None:
     return None
 
 
-def _train(text: Path, val: Path, out: Path, device: str) -> subprocess.Popen[bytes]:
+@contextmanager
+def _training(text: Path, val: Path, out: Path, device: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A training as a process, which is killed where the `with` block ends before it."""
     command = [sys.executable, "-m", "lightwell", "pretrain", str(text), "--val", str(val), "--out", str(out)]
     command += ["--steps", str(STEPS), "--device", device, "--json"]
     for setting in SETTINGS:
         command += ["--set", setting]
     alone = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=alone)
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=alone) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def _finish(process: subprocess.Popen[bytes], timeout: float) -> None:
@@ -73,15 +81,11 @@ def _finish(process: subprocess.Popen[bytes], timeout: float) -> None:
         raise LightwellError(f"expected a small training to end well, got exit code {process.returncode}: {last}")
 
 
-def _kill_in_the_middle(process: subprocess.Popen[bytes], run: Path, timeout: float) -> bool:
-    """Kill the training when it has saved some steps. False if it ended before."""
+def _saved_some(process: subprocess.Popen[bytes], run: Path, timeout: float) -> bool:
+    """Wait until the training has saved some steps. False if it ended before."""
     end = time.monotonic() + timeout
     while process.poll() is None and time.monotonic() < end:
         if any(step_of(path) >= KILL_AFTER for path in list_checkpoints(run)):
-            process.kill()
-            process.communicate()
             return True
         time.sleep(0.005)
-    process.kill()
-    process.communicate()
     return False
