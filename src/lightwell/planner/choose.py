@@ -35,7 +35,7 @@ MOST_EPOCHS = 5  # times that a text is gone through: more gains nothing (LOG.md
 BYTES_PER_TOKEN = 3.0  # about, of the vocabularies chosen here
 TYPICAL_VOCAB_SIZE = 1024  # of a tokenizer that does not exist yet
 USUALLY = 1.0  # a step takes of what `guessed_seconds` says
-WORTH_TRYING, WORTH_TURNS = 1.04, 1.03  # times the lowest prediction: models that are timed at all, and again in turns
+WORTH_TRYING = 1.04  # times the lowest prediction: a model that is timed, and not just reckoned
 NEARLY = 1.015  # a model that may turn out to be the best, when there is little to tell by
 LEAST_STEPS = 100  # in which a model can begin to learn, where the batch is open
 LONG = 10**9  # tokens of a run after which rates change no more
@@ -187,8 +187,8 @@ def climb(
 ) -> list[Candidate]:
     """The rungs that were timed, and neighbours of the best that were not worth it, smallest first.
 
-    From the likeliest on towards lower predictions, while time allows; those that come near to the best are timed again
-    in turns.
+    From the likeliest on towards lower predictions, while time allows. Each is timed beside the best one known, in
+    turns where that can be: what slows a machine for a moment would else decide between models.
     """
     share = 1.0 if text.pilot is None else 1 - PILOT_SHARE
     deadline = time.perf_counter() + share * min(TRIAL_SHARE * seconds, TRIAL_SECONDS)
@@ -199,44 +199,50 @@ def climb(
     def left() -> float:
         return deadline - time.perf_counter()
 
-    def attempt(place: int) -> None:
-        timed[place] = measure_step_seconds(parts[place], device, rounds=2, limit=max(0.2, left() / 2))
+    def found(place: int, step_seconds: float) -> Candidate:
+        return candidate(names[place], configs[place], step_seconds, text, seconds)
 
     def tried() -> dict[int, Candidate]:
-        return {
-            place: candidate(names[place], configs[place], taken, text, seconds)
-            for place, taken in settled(timed).items()
-        }
+        return {place: found(place, taken) for place, taken in settled(timed).items()}
 
-    def reckoned(place: int, like: int, step_seconds: float) -> Candidate:
-        longer = guessed_seconds(configs[place], peak) / guessed_seconds(configs[like], peak)
-        return replace(candidate(names[place], configs[place], longer * step_seconds, text, seconds), timed=False)
+    def attempt(place: int) -> None:
+        timed[place] = measure_step_seconds(parts[place], device, rounds=3, limit=max(0.2, left() / 2))
 
-    def neighbours(known: dict[int, Candidate]) -> dict[int, Candidate | None]:
-        """Of the best that was timed: what is reckoned of those that were not; None if nothing can be."""
-        best = min(known, key=lambda place: known[place].bits_per_byte, default=max(timed))
+    def best_of(known: dict[int, Candidate]) -> int:
+        return min(known, key=lambda place: known[place].bits_per_byte)
+
+    def neighbours(known: dict[int, Candidate]) -> dict[int, Candidate]:
+        """Of the best: what is reckoned of those that were not tried, lowest prediction first."""
+        best = best_of(known)
         near = (best - 1, best + 1, best + 2)  # the next may be slow for its size, and the one after it not
-        open_ones = [place for place in near if 0 <= place < len(names) and place not in timed]
-        return {place: reckoned(place, best, known[best].step_seconds) if known else None for place in open_ones}
+        reckoned = {}
+        for place in near:
+            if 0 <= place < len(names) and place not in timed:
+                longer = guessed_seconds(configs[place], peak) / guessed_seconds(configs[best], peak)
+                reckoned[place] = replace(found(place, longer * known[best].step_seconds), timed=False)
+        return dict(sorted(reckoned.items(), key=lambda item: item[1].bits_per_byte))
 
-    def lowest(known: dict[int, Candidate]) -> float:
-        return min((c.bits_per_byte for c in known.values()), default=math.inf)
-
-    attempt(likeliest(configs, text, peak, seconds))
+    first = likeliest(configs, text, peak, seconds)
+    attempt(first)
+    while timed[first] is None and first > 0:
+        first -= 1
+        attempt(first)
+    if timed[first] is None:
+        return []
     while left() > 0:
         known = tried()
-        most = WORTH_TRYING * lowest(known)
-        worth = [place for place, c in neighbours(known).items() if c is None or c.bits_per_byte <= most]
-        if not worth:
+        best = best_of(known)
+        place, expected = next(iter(neighbours(known).items()), (best, known[best]))
+        if place == best or expected.bits_per_byte > WORTH_TRYING * known[best].bits_per_byte:
             break
-        attempt(worth[0])
+        both = [known[best].step_seconds, expected.step_seconds]
+        in_turns = measure_in_turns([parts[best], parts[place]], device, both, left())
+        if in_turns is None:
+            attempt(place)
+        else:
+            timed[place] = known[best].step_seconds * in_turns[1] / in_turns[0]
     known = tried()
-    good = [place for place, c in known.items() if c.bits_per_byte <= WORTH_TURNS * lowest(known)]
-    again = measure_in_turns([parts[place] for place in good], device, [known[p].step_seconds for p in good], left())
-    timed |= dict(zip(good, again or ()))
-    known = tried()
-    others = {place: c for place, c in neighbours(known).items() if c is not None}
-    return [found for _, found in sorted((known | others).items())]
+    return [c for _, c in sorted((known | neighbours(known)).items())]
 
 
 def settled(timed: dict[int, float | None]) -> dict[int, float]:
