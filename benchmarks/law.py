@@ -24,7 +24,8 @@ from torch import Tensor
 import small_runs
 from lightwell.data.dataset import open_dataset
 from lightwell.model.count import parameters_of_blocks
-from lightwell.planner.choose import BYTES_PER_TOKEN, CLOSE, MOST_EPOCHS
+from lightwell.planner.choose import CLOSE
+from lightwell.planner.climb import MOST_EPOCHS
 from lightwell.planner.pilot import with_pilot
 from lightwell.planner.predict import (
     LONGEST_CONTEXT,
@@ -34,6 +35,7 @@ from lightwell.planner.predict import (
     Law,
     effective_tokens,
 )
+from lightwell.planner.reading import BYTES_PER_TOKEN
 from lightwell.planner.text import Text, describe
 from lightwell.runtime.device import choose_device
 from lightwell.tokenizer.size import choose_vocab_size
@@ -137,7 +139,7 @@ def fitted(rows: list[dict[str, Any]]) -> Tensor:
     optimizer = torch.optim.LBFGS([constants], max_iter=1000, line_search_fn="strong_wolfe", history_size=30)
 
     def size_of(errors: Tensor) -> Tensor:
-        return (errors.square() + ROUND**2).sqrt().mean()
+        return (errors.square() + ROUND**2).sqrt().sum() / max(1, len(errors))  # of none: 0
 
     def error() -> Tensor:
         optimizer.zero_grad()
@@ -183,7 +185,8 @@ def fit_one(name: str, rows: list[dict[str, Any]]) -> None:
     print(f"all texts in the fit: {mean(errors):.1%} off on average, {max(map(abs, errors)):.1%} at most")
     left_out: list[float] = []
     behind: list[float] = []
-    for text in sorted({row["text"] for row in rows}):
+    texts = sorted({row["text"] for row in rows})
+    for text in texts if len(texts) > 1 else ():
         without = fitted([row for row in rows if row["text"] != text])
         mine = [row for row in rows if row["text"] == text]
         errors = off(without, mine)
@@ -196,7 +199,8 @@ def fit_one(name: str, rows: list[dict[str, Any]]) -> None:
                 best = min(sizes, key=lambda row: row["bits_per_byte"])
                 behind.append(chosen["bits_per_byte"] / best["bits_per_byte"] - 1)
                 print(f"  {minutes:g} minutes: it chooses {chosen['size']}, {behind[-1]:.1%} behind {best['size']}")
-    print(f"each text left out in turn: {mean(left_out):.1%} off on average")
+    if left_out:
+        print(f"each text left out in turn: {mean(left_out):.1%} off on average")
     if behind:
         print(f"its choices: {mean(behind):.2%} behind the best on average, {max(behind):.1%} at most")
     print("\n| text | size | in blocks | tokens | bits per byte | the law says |\n|---|---|---|---|---|---|")

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import common
-from lightwell.planner.choose import LADDER
+from lightwell.planner.ladder import LADDER
 
 # Layers, width, context: the ladder up to three layers of 512, and two deeper ones.
 SWEEP = (*((r.n_layers, r.emb_dim, r.context_length) for r in LADDER[:7]), (4, 128, 512), (5, 256, 512))

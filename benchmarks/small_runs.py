@@ -19,7 +19,8 @@ from lightwell.data.batches import Batch
 from lightwell.data.dataset import Dataset, open_dataset
 from lightwell.data.prepare import prepare
 from lightwell.model.count import parameters
-from lightwell.planner.choose import heads_of, tokens_per_step, with_rates
+from lightwell.planner.choose import with_rates
+from lightwell.planner.ladder import heads_of, tokens_per_step
 from lightwell.runtime.device import choose_device
 from lightwell.training.pilot import run_pilot, steps_of
 from lightwell.training.replicas import Replicas

@@ -21,15 +21,16 @@ import torch
 import law
 import small_runs
 from lightwell.config.run import parse
-from lightwell.planner import choose
-from lightwell.planner.choose import OVERHEAD, vocab_size_for
+from lightwell.planner.climb import OVERHEAD
+from lightwell.planner.ladder import LADDER as RUNGS
 from lightwell.planner.predict import predict_bits_per_byte
+from lightwell.planner.reading import slowness, vocab_size_for
 from lightwell.planner.step_time import Trial
 from lightwell.runtime.allocator import keep_freed_memory
 from lightwell.runtime.device import choose_device
 from lightwell.runtime.peak import measure_peak_flops
 
-LADDER = tuple(f"{r.n_layers}x{r.emb_dim}@{r.context_length}x{r.batch_size}" for r in choose.LADDER[:7])
+LADDER = tuple(f"{r.n_layers}x{r.emb_dim}@{r.context_length}x{r.batch_size}" for r in RUNGS[:7])
 SIZES = (*LADDER, "3x96@128x16", "4x128@128x16", "5x256@256x16")
 SETUP = 8.0  # seconds of the minutes that are gone before the first step
 TIMED = 4.0  # seconds in which a size is timed
@@ -41,7 +42,7 @@ def run(texts: list[Path], minutes: float, sizes: list[str], out: Path) -> None:
     work = out.parent / (out.stem + "-data")
     device, asked = choose_device("cpu"), parse({})
     peak = measure_peak_flops(device)
-    slower = choose.slowness(asked, device, peak, 60 * minutes)
+    slower = slowness(asked, device, peak, 60 * minutes)
     for text in texts:
         val = text.with_name(f"{text.stem}-val.txt")
         vocab_size = vocab_size_for(asked, text.stat().st_size, peak, 60 * minutes, slower)

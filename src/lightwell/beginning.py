@@ -26,20 +26,17 @@ from lightwell.data.sources import collect, standard_library
 from lightwell.errors import DamagedError, RunError, UserError
 from lightwell.files.paths import command
 from lightwell.files.translate import os_errors
-from lightwell.planner.choose import (
-    LEAST_READ,
-    LONG,
-    TYPICAL_VOCAB_SIZE,
-    USUALLY,
-    Choice,
-    bytes_to_read,
-    choose,
-    slowness,
-    vocab_size_for,
-    with_rates,
-)
+from lightwell.planner.choose import LONG, Choice, choose, with_rates
 from lightwell.planner.fit import require_memory
 from lightwell.planner.pilot import look_at
+from lightwell.planner.reading import (
+    LEAST_READ,
+    TYPICAL_VOCAB_SIZE,
+    USUALLY,
+    bytes_to_read,
+    slowness,
+    vocab_size_for,
+)
 from lightwell.runtime.device import Device
 from lightwell.runtime.peak import measure_peak_flops
 from lightwell.store.checkpoint import FOLDER as CHECKPOINTS

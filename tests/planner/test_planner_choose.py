@@ -10,7 +10,7 @@ from lightwell.config.run import changed, parse, to_raw
 from lightwell.errors import ConfigError, UserError
 from lightwell.model.count import memory_bytes
 from lightwell.planner import choose as planner
-from lightwell.planner import fit
+from lightwell.planner import climb, fit, ladder, reading
 from lightwell.planner.compiling import Compiled
 from lightwell.planner.predict import effective_tokens, predict_bits_per_byte
 from lightwell.planner.text import Text, typical_text
@@ -28,13 +28,14 @@ def fake_speed(monkeypatch):
         from lightwell.model.count import flops_per_token
 
         model = config.model.complete()
-        return planner.tokens_per_step(config) * flops_per_token(model, model.context_length)["total"] / 2e10
+        return ladder.tokens_per_step(config) * flops_per_token(model, model.context_length)["total"] / 2e10
 
     def in_turns(configs, device, expected, limit):
         return [seconds(config, device) for config in configs]
 
-    monkeypatch.setattr(planner, "measure_step_seconds", seconds)
-    monkeypatch.setattr(planner, "measure_in_turns", in_turns)
+    for room in (climb, reading):
+        monkeypatch.setattr(room, "measure_step_seconds", seconds)
+    monkeypatch.setattr(climb, "measure_in_turns", in_turns)
     monkeypatch.setattr(
         planner, "try_compile", lambda config, device, step_seconds, left: Compiled(False, step_seconds)
     )
@@ -62,14 +63,14 @@ def test_a_short_text_means_a_small_model_however_long_the_time(fake_speed):
 def test_a_short_text_is_gone_through_a_few_times_and_that_is_said(fake_speed):
     text = replace(TEXT, tokens=50_000)
     choice = chosen(3600, text=text)
-    assert choice.config.budget.most_tokens == choice.expected["tokens"] == planner.MOST_EPOCHS * text.tokens
+    assert choice.config.budget.most_tokens == choice.expected["tokens"] == climb.MOST_EPOCHS * text.tokens
     assert "ends before the minutes are over" in choice.reasons[-1]
     longer = chosen(3600, {"budget": {"minutes": 60, "most_tokens": 10**6}}, text=text)
     assert longer.config.budget.most_tokens == longer.expected["tokens"] == 10**6
     assert "ends before" not in longer.reasons[-1]
     assert "ends before" not in chosen(60).reasons[-1]
     in_time = chosen(60).config.budget.most_tokens
-    assert in_time == 2 * planner.MOST_EPOCHS * TEXT.tokens, "a machine that is faster than it seemed goes on"
+    assert in_time == 2 * climb.MOST_EPOCHS * TEXT.tokens, "a machine that is faster than it seemed goes on"
 
 
 def test_the_choice_has_nothing_left_open_and_says_why(fake_speed):
@@ -81,7 +82,7 @@ def test_the_choice_has_nothing_left_open_and_says_why(fake_speed):
     assert len(neighbours) > 1
     for name, bits in neighbours.items():
         assert f"{name}: {bits:.3f}" in choice.reasons[1]
-    assert f"Chosen: {planner.name_of(choice.config)}" in choice.reasons[2]
+    assert f"Chosen: {ladder.name_of(choice.config)}" in choice.reasons[2]
     assert choice.expected["bits_per_byte"] <= planner.CLOSE * min(choice.expected["candidates"].values())
 
 
@@ -113,16 +114,16 @@ def test_what_is_fixed_stays_fixed_and_the_rest_is_planned(fake_speed, fixed):
 
 def test_heads_are_wide_and_two_at_least():
     widths = {64: 2, 96: 2, 192: 2, 256: 2, 384: 3, 448: 2, 640: 5, 768: 6, 6: 1, 7: 1}
-    assert {width: planner.heads_of(width) for width in widths} == widths
-    assert planner.heads_of(768, "gpt2") == 12, "as GPT-2 has it"
+    assert {width: ladder.heads_of(width) for width in widths} == widths
+    assert ladder.heads_of(768, "gpt2") == 12, "as GPT-2 has it"
 
 
 def test_a_context_that_was_fixed_leaves_the_tokens_of_a_step_as_they_are():
     for context_length in (32, 100, 4096):
         for rung, config in zip(
-            planner.LADDER, planner.candidates(parse({"model": {"context_length": context_length}}), 512).values()
+            ladder.LADDER, ladder.candidates(parse({"model": {"context_length": context_length}}), 512).values()
         ):
-            rows = planner.tokens_per_step(config) / context_length
+            rows = ladder.tokens_per_step(config) / context_length
             assert rows == max(1, round(rung.batch_size * rung.context_length / context_length))
 
 
@@ -206,13 +207,13 @@ def test_sizes_that_fit_no_rung_are_said():
 def test_a_huge_text_is_read_as_far_as_the_time_goes(fake_speed):
     def read(text_bytes, seconds, raw=None, processes=1):
         config = parse(raw or {})
-        slower = planner.slowness(config, CPU, 1e11, seconds or 60.0)
-        return planner.bytes_to_read(config, text_bytes, 1024, 1e11, seconds, slower, processes)
+        slower = reading.slowness(config, CPU, 1e11, seconds or 60.0)
+        return reading.bytes_to_read(config, text_bytes, 1024, 1e11, seconds, slower, processes)
 
     for seconds in (60.0, 600.0, 6000.0):
         bytes_read = read(10**12, seconds)
         consumed = chosen(seconds, text=typical_text(10**9)).expected["tokens"] * 3
-        assert consumed < bytes_read < 10 * max(planner.LEAST_READ, consumed)
+        assert consumed < bytes_read < 10 * max(reading.LEAST_READ, consumed)
     fixed = {"model": {"emb_dim": 512, "n_layers": 8, "n_heads": 8, "context_length": 512}}
     for raw, times in (({}, 2), (fixed, 4)):  # more processes also train a larger model, where it is open
         alone, among = (read(10**12, 6000.0, raw, n) for n in (1, 8))
@@ -224,17 +225,17 @@ def test_a_huge_text_is_read_as_far_as_the_time_goes(fake_speed):
 
 def test_the_vocabulary_heeds_what_this_machine_will_see(monkeypatch):
     def vocab_size(step_seconds, raw=None, **given):
-        monkeypatch.setattr(planner, "measure_step_seconds", lambda *_, **__: step_seconds)
+        monkeypatch.setattr(reading, "measure_step_seconds", lambda *_, **__: step_seconds)
         config = parse(raw or {})
-        return planner.vocab_size_for(config, 10**8, 1e11, 60.0, planner.slowness(config, CPU, 1e11, 60.0), **given)
+        return reading.vocab_size_for(config, 10**8, 1e11, 60.0, reading.slowness(config, CPU, 1e11, 60.0), **given)
 
     assert vocab_size(0.01) > vocab_size(0.3) > vocab_size(10.0)
     assert vocab_size(0.3, processes=16) > vocab_size(0.3)
     assert vocab_size(0.1, {"model": {"vocab_size": 700}}) == 700
-    assert vocab_size(None) == planner.vocab_size_for(parse({}), 10**8, 1e11, 60.0), "too large to try: as usual"
+    assert vocab_size(None) == reading.vocab_size_for(parse({}), 10**8, 1e11, 60.0), "too large to try: as usual"
     large = parse({"model": {"emb_dim": 768, "n_layers": 12, "n_heads": 12, "context_length": 1024}})
-    monkeypatch.setattr(planner, "measure_step_seconds", lambda *_, **__: pytest.fail("it takes too long"))
-    assert planner.slowness(large, CPU, 1e11, 60.0) == planner.USUALLY
+    monkeypatch.setattr(reading, "measure_step_seconds", lambda *_, **__: pytest.fail("it takes too long"))
+    assert reading.slowness(large, CPU, 1e11, 60.0) == reading.USUALLY
 
 
 def test_repeated_text_counts_less_and_less():
@@ -257,31 +258,31 @@ def test_prediction_falls_with_size_and_text_and_rises_with_difficulty():
 
 def test_a_trial_in_a_busy_moment_does_not_make_a_small_model_slower_than_a_large_one():
     timed = {4: None, 3: 0.3, 0: 0.1, 1: 0.5, 2: 0.2}
-    assert planner.settled(timed) == {0: 0.1, 1: 0.2, 2: 0.2, 3: 0.3}
-    assert planner.settled({2: None}) == {}
+    assert climb.settled(timed) == {0: 0.1, 1: 0.2, 2: 0.2, 3: 0.3}
+    assert climb.settled({2: None}) == {}
 
 
 def test_neighbours_that_would_be_clearly_worse_are_reckoned_instead_of_timed(fake_speed, monkeypatch):
-    timed, measure = [], planner.measure_step_seconds
-    monkeypatch.setattr(planner, "measure_step_seconds", lambda *a, **o: timed.append(a[0]) or measure(*a, **o))
+    timed, measure = [], climb.measure_step_seconds
+    monkeypatch.setattr(climb, "measure_step_seconds", lambda *a, **o: timed.append(a[0]) or measure(*a, **o))
     choice = chosen(120)
     (said,) = [reason for reason in choice.reasons if reason.startswith("Predicted")]
     assert len(timed) == 1, "the likeliest; others beside it, in turns"
     assert 0 < said.count("(not timed)") < len(choice.expected["candidates"])
-    assert f"{planner.name_of(choice.config)}: {choice.expected['bits_per_byte']:.3f} after" in said
+    assert f"{ladder.name_of(choice.config)}: {choice.expected['bits_per_byte']:.3f} after" in said
 
 
 def test_a_busy_moment_does_not_decide_between_models(fake_speed, monkeypatch):
     """Timed alone, the best model seems slow; beside another one, in turns, it does not."""
-    quiet, measure = planner.name_of(chosen(1200).config), planner.measure_step_seconds
+    quiet, measure = ladder.name_of(chosen(1200).config), climb.measure_step_seconds
 
     def busy(config, device, **options):
-        return measure(config, device) * (2 if planner.name_of(config) == quiet else 1)
+        return measure(config, device) * (2 if ladder.name_of(config) == quiet else 1)
 
-    monkeypatch.setattr(planner, "measure_step_seconds", busy)
-    assert planner.name_of(chosen(1200).config) == quiet
-    monkeypatch.setattr(planner, "measure_in_turns", lambda *_: None)
-    assert planner.name_of(chosen(1200).config) != quiet
+    monkeypatch.setattr(climb, "measure_step_seconds", busy)
+    assert ladder.name_of(chosen(1200).config) == quiet
+    monkeypatch.setattr(climb, "measure_in_turns", lambda *_: None)
+    assert ladder.name_of(chosen(1200).config) != quiet
 
 
 def test_steps_in_turns_are_made_where_there_is_time_and_room(monkeypatch):
@@ -377,24 +378,24 @@ def test_a_smaller_batch_keeps_to_what_fits_into_memory():
     sizes = {"emb_dim": 64, "n_heads": 2, "n_layers": 2, "context_length": 64, "vocab_size": 512}
     config = parse({"model": sizes, "train": {"batch_size": 32, "micro_batch_size": 8}})
     for steps, batch, micro in ((90, 28, 7), (75, 24, 8), (20, 6, None)):
-        best = planner.Candidate("", config, 1.0, steps * 32 * 64, 1.0)
+        best = climb.Candidate("", config, 1.0, steps * 32 * 64, 1.0)
         cut = planner.with_steps_enough(best, TEXT, 1000.0).config.train
         assert (cut.batch_size, cut.micro_batch_size) == (batch, micro)
 
 
 def test_only_where_weights_fade_by_the_pass_a_run_may_take_twice_as_many():
     sizes = {"emb_dim": 64, "n_heads": 2, "n_layers": 2, "context_length": 64, "vocab_size": 512}
-    most = planner.MOST_EPOCHS * TEXT.tokens
+    most = climb.MOST_EPOCHS * TEXT.tokens
     for optimizer, limit in (({}, 2 * most), ({"weight_decay": 0.0}, most), ({"name": "adamw"}, most)):
         config = parse({"model": sizes, "train": {"batch_size": 8}, "optimizer": optimizer})
-        assert planner.last_token(planner.Candidate("", config, 1.0, 10**6, 1.0), TEXT) == limit
+        assert planner.last_token(climb.Candidate("", config, 1.0, 10**6, 1.0), TEXT) == limit
 
 
 def test_heads_of_keys_that_are_fixed_leave_the_ladder_whole():
-    assert planner.heads_of(64, n_kv_heads=4) == planner.heads_of(640, n_kv_heads=4) == 4
-    assert planner.heads_of(1024, n_kv_heads=3) == 3, "none fits: the config says so"
-    ladder = planner.candidates(parse({"model": {"n_kv_heads": 4}}), 1024)
-    assert len(ladder) == len(planner.LADDER)
+    assert ladder.heads_of(64, n_kv_heads=4) == ladder.heads_of(640, n_kv_heads=4) == 4
+    assert ladder.heads_of(1024, n_kv_heads=3) == 3, "none fits: the config says so"
+    rungs = ladder.candidates(parse({"model": {"n_kv_heads": 4}}), 1024)
+    assert len(rungs) == len(ladder.LADDER)
 
 
 def test_several_processes_share_a_cpus_memory(monkeypatch):

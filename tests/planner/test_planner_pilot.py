@@ -10,7 +10,7 @@ import torch
 from lightwell.config.run import parse
 from lightwell.data.prepare import prepare
 from lightwell.planner import pilot
-from lightwell.planner.choose import TRIAL_SHARE
+from lightwell.planner.climb import TRIAL_SHARE
 from lightwell.planner.pilot import look_at, with_pilot
 from lightwell.planner.predict import WITH_PILOT, predict_bits_per_byte
 from lightwell.planner.text import PILOT_TOKENS, describe, typical_text

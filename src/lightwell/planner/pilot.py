@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from lightwell.config.run import parse
 from lightwell.data.dataset import Dataset
-from lightwell.planner.choose import PILOT_SHARE, TRIAL_SECONDS, TRIAL_SHARE
+from lightwell.planner.climb import PILOT_SHARE, TRIAL_SECONDS, TRIAL_SHARE
 from lightwell.planner.text import PILOT_TOKENS, Text, describe
 from lightwell.runtime.device import Device
 from lightwell.training.pilot import run_pilot
