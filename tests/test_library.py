@@ -108,6 +108,14 @@ def test_a_clock_that_is_set_back_does_not_change_a_runs_state(run, tmp_path):
     assert describe_runs([copy])[0]["state"] == "done"
 
 
+def test_a_damaged_event_does_not_hide_a_run(run, tmp_path):
+    copy = shutil.copytree(run.path, tmp_path / "copy")
+    with closing(sqlite3.connect(copy / "run.sqlite")) as database, database:
+        database.execute("INSERT INTO events VALUES (0, 0, 0, 'steps', 'not json')")
+        database.execute("INSERT INTO events VALUES (1000, 0, 0, 'end', '[3]')")
+    assert [row["step"] for row in describe_runs([tmp_path])] == [run.step]
+
+
 def test_another_kind_of_tokenizer_than_the_one_there_is_is_refused(run, tmp_path):
     asked = {"steps": 1, "out": tmp_path / "other", "settings": ["tokenizer.kind=chars"]}
     for text, parent in ((run.dataset().path, None), (run.path.parent / "notes.txt", run.path)):

@@ -11,7 +11,15 @@ from typing import Any
 
 import tomli_w
 
-from lightwell.beginning import Request, open_or_prepare, plan_run, read_request, seconds_left, with_budget
+from lightwell.beginning import (
+    Request,
+    open_or_prepare,
+    plan_run,
+    read_request,
+    require_kind,
+    seconds_left,
+    with_budget,
+)
 from lightwell.config.presets import PRESETS
 from lightwell.config.presets import preset as read_preset
 from lightwell.config.run import RunConfig, changed, parse, to_raw
@@ -147,9 +155,9 @@ def _described(path: Path) -> dict[str, Any]:
             metrics = {name: database.metrics(name) for name in ("loss", "heldout.loss", "heldout.bits_per_byte")}
             for event in database.events():
                 if event["kind"] == "end":
-                    ended = event["details"]["reason"]
+                    ended = event["details"].get("reason")
                 elif event["kind"] in ("steps", "extended"):  # it goes on since
-                    ended, planned = None, event["details"]["steps"]
+                    ended, planned = None, event["details"].get("steps", planned)
     checkpoints = list_checkpoints(path)
     step = step_of(checkpoints[-1]) if checkpoints else 0
     if holder(path) is not None:
@@ -274,7 +282,9 @@ def _planned(config: RunConfig, asked: Request, device: Device, progress: Progre
     text is looked at, a part of a long one."""
     peak, began = measure_peak_flops(device), time.perf_counter()
     if asked.text and len(asked.text) == 1 and is_dataset(Path(asked.text[0])):
-        return plan_run(config, open_dataset(Path(asked.text[0])), device, None, peak, began), peak
+        dataset = open_dataset(Path(asked.text[0]))
+        require_kind(asked, dataset.tokenizer, dataset.path)
+        return plan_run(config, dataset, device, None, peak, began), peak
     has_text = bool(asked.text) or config.model.missing()
     n_bytes = collect(as_paths(asked.text)).n_bytes if has_text else 10**9
     n_bytes = min(n_bytes, config.data.limit_bytes or n_bytes)

@@ -8,12 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from lightwell.cli.main import run
+from lightwell.cli.main import main, run
 from lightwell.files.lock import holder
 from lightwell.files.processes import is_alive
 
@@ -604,3 +605,29 @@ def test_streams_that_are_closed_or_full(text_file, tmp_path, closed):
 def test_a_number_that_no_process_has(pid):
     assert not is_alive(pid)
     assert is_alive(os.getpid())
+
+
+def test_main_may_be_called_from_another_thread():
+    """Signals can be handled in the main thread only."""
+    found = []
+
+    def call():
+        with pytest.raises(SystemExit) as left:
+            main(["--version"])
+        found.append(left.value.code)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+    assert found == [0]
+
+
+def test_a_broken_run_does_not_end_a_table_of_all(capsys, trained, tmp_path):
+    for name in ("a", "b"):
+        shutil.copytree(trained, tmp_path / name)
+    (tmp_path / "a" / "run.sqlite").write_bytes(b"no database " * 500)
+    (tmp_path / "a" / "config.toml").write_text("format = 1\n[model]\nemb_dim = -3\n")
+    assert run(["runs", str(tmp_path), "--csv"]) == 0
+    told = capsys.readouterr()
+    assert str(tmp_path / "b") in told.out
+    assert str(tmp_path / "a") in told.err

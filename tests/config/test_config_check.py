@@ -84,7 +84,7 @@ def test_settings_are_toml_values_or_words():
     assert raw == expected
 
 
-@pytest.mark.parametrize("setting", ["batch_size=3", "train.batch_size", "=", ""])
+@pytest.mark.parametrize("setting", ["batch_size=3", "train.batch_size", ".batch_size=3", "=", ""])
 def test_a_malformed_setting_is_said(setting):
     with pytest.raises(ConfigError):
         parse_settings([setting])

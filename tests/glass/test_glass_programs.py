@@ -258,6 +258,14 @@ def test_a_product_with_factors_before_it_is_not_told_as_a_plain_one():
         assert ("over its rows" in str(t.explain(b))) is plain
 
 
+def test_a_product_with_a_part_of_a_weight_is_not_told_as_one_with_all_of_it():
+    x, w = numbers(3, 5), weight(5, 4)
+    with lightwell.trace() as t:
+        (x @ w[:, :3]).square().sum().backward()
+    assert "x transposed" not in str(t.explain(w))
+    assert t.explain(w).agree
+
+
 # --- what is saved ----------------------------------------------------------------------------------------------------
 
 

@@ -298,6 +298,22 @@ def test_steps_in_turns_are_made_where_there_is_time_and_room(monkeypatch):
     assert step_time.measure_in_turns([few], CPU, [0.01]) is None
     monkeypatch.setattr(step_time, "free_bytes", lambda: 1000)
     assert step_time.measure_in_turns(configs, CPU, [0.01, 0.01]) is None
+    monkeypatch.setattr(step_time, "free_bytes", lambda: None)  # not told by every system
+    assert step_time.measure_in_turns(configs, CPU, [0.01, 0.01]) is not None
+
+
+def test_nothing_above_what_is_too_large_to_try_is_tried(fake_speed, monkeypatch):
+    tried, measure = [], climb.measure_step_seconds
+
+    def up_to_192(config, device, **options):
+        tried.append(config.model.emb_dim)
+        return measure(config, device) if config.model.emb_dim < 192 else None
+
+    monkeypatch.setattr(climb, "measure_step_seconds", up_to_192)
+    choice = chosen(3600)
+    assert choice.config.model.emb_dim == 128
+    assert sorted(tried, reverse=True) == tried, "down to the first that can be tried"
+    assert "192" not in choice.reasons[1]
 
 
 def test_a_step_is_really_timed_and_a_giant_is_not_tried(monkeypatch):

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import traceback
 from contextlib import suppress
 from io import TextIOWrapper
@@ -93,7 +94,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit with its code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     open_what_is_closed()
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # temporary files go, as with Ctrl-C
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, end_in_order)
     try:
         code = run(arguments)
     except SystemExit as left:
@@ -103,6 +105,12 @@ def main(arguments: list[str] | None = None) -> None:
 
         leave(code)
     sys.exit(code)
+
+
+def end_in_order(number: int, frame: Any) -> None:
+    """Temporary files go and child processes end, as with Ctrl-C; the same signal once more ends at once."""
+    signal.signal(number, signal.SIG_DFL)
+    sys.exit(128 + number)
 
 
 def open_what_is_closed() -> None:

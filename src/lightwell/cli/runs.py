@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from lightwell.cli.common import JSON, make_app, show_json
+from lightwell.cli.common import JSON, make_app, say, show_json
 from lightwell.cli.result import said_of_prediction
 from lightwell.errors import AnswerIsNo, UserError
 from lightwell.show.terminal import wants_color
@@ -47,7 +47,11 @@ def runs(
 
         writer = table.writer(sys.stdout, lineterminator="\n")
         writer.writerow(["run", "step", "name", "value"])
-        for path in find_runs(run or None):
+        for row in describe_runs(run or None):
+            if "said" in row:
+                say(f"{row['path']}: {row['said']}")
+                continue
+            path = row["path"]
             for name, values in run_metrics(path).items():
                 writer.writerows([path, step, name, value] for step, value in values)
         return

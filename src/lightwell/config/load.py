@@ -43,7 +43,7 @@ def parse_settings(settings: list[str]) -> Raw:
     for setting in settings:
         key, equals, value = setting.partition("=")
         section, dot, name = key.strip().partition(".")
-        if not (equals and dot and name):
+        if not (equals and section and dot and name):
             wrong.append((setting, "expected section.key=value"))
         else:
             raw.setdefault(section, {})[name] = _toml_value(value.strip())

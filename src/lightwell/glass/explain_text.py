@@ -138,9 +138,10 @@ def _product_line(e: Explanation, reading: Reading) -> str:
     swapped = {f"{k}_t": " x ".join(reversed(s.split(" x "))) for k, s in shapes.items()}
     out = shape_text(operation.outputs[0].shape)
     values = shapes | swapped | {"out": out, "out_t": " x ".join(reversed(out.split(" x ")))}
-    scaled = any(operation.attributes.get(name, 1) != 1 for name in ("alpha", "beta"))
+    plain = all(operation.attributes.get(name, 1) == 1 for name in ("alpha", "beta"))
+    plain &= all(view.outputs[0].numel == e.target.numel for view in reading.views)  # all of it, not a part
     try:
-        line = say("explain.product.other" if scaled else key, e.language, formula=_formula(operation), **values)
+        line = say(key if plain else "explain.product.other", e.language, formula=_formula(operation), **values)
     except KeyError:
         line = say("explain.product.other", e.language, formula=_formula(operation), **values)
     return f"{line}   ({_operation(operation)})"

@@ -46,7 +46,7 @@ from lightwell.glass.wording import say
 
 Verdict = Literal["agree", "disagree", "not checkable", "not run"]
 Progress = Callable[[int, int | None, str], None]
-BY_CONVENTION = {"_ctc_loss"}  # their backward pass is that of log-softmax and them together, on purpose
+BY_CONVENTION = {"_ctc_loss", "_cudnn_ctc_loss"}  # on purpose they go back through log-softmax as well
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Choose what the user left open: size, context, batch and vocabulary, for the minutes and the text.
+"""Choose what the user left open, sizes, context, batch and rates, for the minutes and the text.
 
 A ladder (ladder.py) holds models of growing size. The rung that the machine's matrix-product peak suggests is timed on
 this machine with real steps, then its neighbours (climb.py), on towards where `predict.py` expects fewer held-out bits
@@ -148,7 +148,7 @@ def reasons(
             for c in tried
         )
         lines.append(f"Predicted held-out bits per byte (layers x width at context x batch): {said}.")
-    alone = "as asked" if possible == 1 else "the likeliest; there was time to measure no other"
+    alone = "as asked" if possible == 1 else "the only one that could be tried"
     why = "the lowest prediction" if len(tried) > 1 else alone
     lower = [c for c in tried if c.bits_per_byte < best.bits_per_byte]
     if any(c.timed for c in lower):

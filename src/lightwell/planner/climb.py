@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from lightwell.config.run import RunConfig
 from lightwell.planner.fit import share_of
 from lightwell.planner.ladder import guessed_seconds, predicted, tokens_per_step
-from lightwell.planner.step_time import measure_in_turns, measure_step_seconds
+from lightwell.planner.step_time import in_turns, measure_in_turns, measure_step_seconds
 from lightwell.planner.text import Text
 from lightwell.runtime.device import Device
 
@@ -22,7 +22,7 @@ PILOT_SHARE = 0.7  # of that, for the pilot
 OVERHEAD = 0.2
 MOST_EPOCHS = 5  # times that a text is gone through: more gains nothing (LOG.md)
 WORTH_TRYING = 1.04  # times the lowest prediction: a model that is timed, and not just reckoned
-ROUNDS = 3  # of the first one's steps
+ROUNDS = 3  # of steps alone, where others follow in turns
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Candidate:
 def climb(
     rungs: dict[str, RunConfig], text: Text, device: Device, peak: float, seconds: float, processes: int = 1
 ) -> list[Candidate]:
-    """The rungs that were timed, and neighbours of the best that were not worth it, smallest first. None at all where
-    the smallest is too large to try."""
+    """The rungs that were timed, and neighbours of the best that were not worth it or came too late, smallest first.
+    None at all where the smallest is too large to try."""
     return _Climb(rungs, text, device, peak, seconds, processes).candidates()
 
 
@@ -74,8 +74,9 @@ class _Climb:
         return self.deadline - time.perf_counter()
 
     def attempt(self, place: int) -> None:
-        limit = max(0.2, self.left() / 2)
-        self.timed[place] = measure_step_seconds(self.parts[place], self.device, rounds=ROUNDS, limit=limit)
+        limit, part = max(0.2, self.left() / 2), self.parts[place]
+        rounds = ROUNDS if in_turns(part, self.device) else 5
+        self.timed[place] = measure_step_seconds(part, self.device, rounds=rounds, limit=limit)
 
     def attempt_beside(self, best: Candidate, other: Candidate) -> None:
         both = [self.names.index(best.name), self.names.index(other.name)]
@@ -100,9 +101,10 @@ class _Climb:
         best = self.best_of(known)
         place = self.names.index(best.name)
         near = (place - 1, place + 1, place + 2)  # the next may be slow for its size, and the one after it not
+        too_large = min((p for p, seconds in self.timed.items() if seconds is None), default=len(self.names))
         reckoned = {}
         for other in near:
-            if 0 <= other < len(self.names) and other not in self.timed:
+            if 0 <= other < too_large and other not in self.timed:
                 longer = guessed_seconds(self.configs[other], self.peak) / guessed_seconds(best.config, self.peak)
                 reckoned[other] = replace(self.candidate(other, longer * best.step_seconds), timed=False)
         return reckoned

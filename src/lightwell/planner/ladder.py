@@ -95,8 +95,8 @@ def tokens_per_step(config: RunConfig) -> int:
 
 
 def guessed_seconds(config: RunConfig, peak: float) -> float:
-    """Of a step, before any was made: products at half of the peak, a layer's other work with a token as long as
-    850,000 FLOPs of them, and a millisecond a layer. Within a tenth of one another on 2 CPU cores (LOG.md)."""
+    """Of a step, before any was made: products at 0.58 of the peak, a layer's other work with a token as long
+    as 850,000 FLOPs of them, and a millisecond a layer. From 2 x 128 on within 3% of one another (LOG.md)."""
     model = config.model.complete()
     products = flops_per_token(model, model.context_length)["total"]
     flops = tokens_per_step(config) * (products + 0.85e6 * model.n_layers)

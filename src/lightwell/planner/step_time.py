@@ -119,6 +119,11 @@ def _usual(config: RunConfig, device: Device, rows: int, rounds: int, limit: flo
     return statistics.median(times[1:])
 
 
+def in_turns(config: RunConfig, device: Device) -> bool:
+    """Whether steps are timed beside those of other models: on CPUs, of whole batches. GPUs are steady."""
+    return device.kind == "cpu" and not config.train.micro_batch_size
+
+
 def measure_in_turns(
     configs: list[RunConfig], device: Device, expected: list[float], limit: float = 20.0
 ) -> list[float] | None:
@@ -130,8 +135,9 @@ def measure_in_turns(
     began, free = time.perf_counter(), free_bytes()
     rows = [config.train.batch_size or 1 for config in configs]
     needed = sum(step_memory(config, n, device)["total"] for config, n in zip(configs, rows))
-    whole = device.kind == "cpu" and not any(config.train.micro_batch_size for config in configs)
-    if not whole or (1 + LEAST_TURNS) * sum(expected) > limit or needed > 0.8 * (free or 0):
+    fits = free is None or needed <= 0.8 * free
+    has_time = (1 + LEAST_TURNS) * sum(expected) <= limit
+    if not (fits and has_time and all(in_turns(config, device) for config in configs)):
         return None
     trials = [Trial(config, device, n) for config, n in zip(configs, rows)]
     rounds: list[list[float]] = []

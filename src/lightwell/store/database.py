@@ -376,9 +376,10 @@ def _number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
-def _details(text: Any) -> Any:
+def _details(text: Any) -> dict[str, Any]:
     """The details of an event; as text if they are not the JSON that we write."""
     try:
-        return parse_json(str(text).encode(), "an event")
+        found = parse_json(str(text).encode(), "an event")
     except DamagedError:
-        return {"text": str(text)[:200]}
+        found = None
+    return found if isinstance(found, dict) else {"text": str(text)[:200]}

@@ -15,6 +15,7 @@ that lead out of the folder are refused.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -146,8 +147,9 @@ def remove_if_empty(run: Path) -> None:
 
 
 def is_run(path: Path) -> bool:
-    """Whether `path` looks like a run: a folder with a config. Cheap, and true for broken ones: for listings."""
-    return (path / CONFIG).is_file()
+    """Whether `path` looks like a run: a folder with a config. Cheap, and true for broken ones: for listings. Not for a
+    folder that may not be looked into."""
+    return os.access(path, os.X_OK) and (path / CONFIG).is_file()
 
 
 def _require_parts(path: Path, need_checkpoint: bool) -> None:
