@@ -118,10 +118,12 @@ def find_runs(paths: Sequence[str | Path] | None = None) -> list[Path]:
         return _runs_in(Path("runs"))
     found = []
     for path in map(Path, paths):
-        inside = [] if is_run(path) else _runs_in(path)
-        if not inside and not is_run(path):
+        if is_run(path):
+            found.append(path)
+        elif inside := _runs_in(path):
+            found += inside
+        else:
             open_run(path)  # says what it is instead
-        found += inside or [path]
     return found
 
 

@@ -631,3 +631,4 @@ def test_a_broken_run_does_not_end_a_table_of_all(capsys, trained, tmp_path):
     told = capsys.readouterr()
     assert str(tmp_path / "b") in told.out
     assert str(tmp_path / "a") in told.err
+    assert run(["runs", str(tmp_path / "a"), "--csv"]) == 2

@@ -42,20 +42,21 @@ def runs(
                 "not every file is as it was written.", "Of several checkpoints the newest good one is used."
             )
         return
+    rows = describe_runs(run or None)
     if csv:
         import csv as table
 
+        broken = [row for row in rows if "said" in row]
+        if broken and len(broken) == len(rows):
+            raise UserError(broken[0]["said"], "`lightwell runs --check` says what is broken.")
+        for row in broken:
+            say(f"{row['path']}: {row['said']}")
         writer = table.writer(sys.stdout, lineterminator="\n")
         writer.writerow(["run", "step", "name", "value"])
-        for row in describe_runs(run or None):
-            if "said" in row:
-                say(f"{row['path']}: {row['said']}")
-                continue
-            path = row["path"]
+        for path in (row["path"] for row in rows if row not in broken):
             for name, values in run_metrics(path).items():
                 writer.writerows([path, step, name, value] for step, value in values)
         return
-    rows = describe_runs(run or None)
     if json:
         show_json(rows)
     elif not rows:
