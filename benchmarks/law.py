@@ -63,7 +63,7 @@ def features(dataset_path: Path) -> dict[str, float]:
 
 def run(texts: list[Path], points: list[tuple[str, int]], out: Path, only: str | None) -> None:
     small_runs.one_thread()
-    made = {(row["text"], row["size"], row["asked"]) for row in read(out)}
+    made = {(row["text"], row["size"], row.get("asked")) for row in read(out)}  # rows of sweep.py may be among them
     work = out.parent / (out.stem + "-data")
     for size, tokens in points:
         for text in texts:

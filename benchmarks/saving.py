@@ -2,9 +2,9 @@
 
     python benchmarks/saving.py [--rounds 3] [--steps 300]
 
-Training: the same command with checkpoints at the default cadence (at most 2% of the run at risk) and with none between
-start and end, in turns, on data prepared before. 124M: weights and AdamW's two moments, float32. Two processes share
-the cores that one process has alone, by torchrun.
+Training: the same command with 50 checkpoints, more than a short run makes by default, and with none between start and
+end, in turns, on data prepared before. 124M: weights and AdamW's two moments, float32. Two processes share the cores
+that one process has alone, by torchrun.
 """
 
 from __future__ import annotations

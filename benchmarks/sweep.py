@@ -48,7 +48,7 @@ def run(texts: list[Path], minutes: float, sizes: list[str], out: Path) -> None:
         vocab_size = vocab_size_for(asked, text.stat().st_size, peak, 60 * minutes, slower)
         dataset = small_runs.dataset_of(text, work, vocab_size, val if val.exists() else None)
         for size in sizes:
-            if any((row["text"], row["size"], row["minutes"]) == (text.stem, size, minutes) for row in rows):
+            if any((row["text"], row["size"], row.get("minutes")) == (text.stem, size, minutes) for row in rows):
                 continue
             config = small_runs.config_of(size, dataset)
             torch.set_num_threads(2)

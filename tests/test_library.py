@@ -26,6 +26,13 @@ def run(tmp_path_factory):
     return lightwell.pretrain(folder / "notes.txt", steps=3, out=folder / "run", settings=settings)
 
 
+def test_what_was_predicted_is_not_held_against_a_run_that_went_on_for_longer(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run.path, copy)
+    assert run.outcome()["predicted"]["bits_per_byte"] is not None
+    assert lightwell.resume(copy, extend_steps=2).outcome()["predicted"]["bits_per_byte"] is None
+
+
 def test_streaming_leaves_the_callers_precision_alone(run):
     """Between two pieces the caller's own products are computed as the caller wants them."""
     other = lightwell.load(run.path, dtype="bfloat16")

@@ -1,4 +1,4 @@
-"""The library's functions: each composes the rooms into one thing a user wants. Commands and lessons call these.
+"""The library's functions: each composes the rooms into one thing a user wants. Commands call these.
 
 pretrain   text -> trained run          load      a run folder -> Run, ready to generate and evaluate
 resume     go on with a run             Run       .config .tokenizer .model .metrics .generate .evaluate
@@ -97,8 +97,8 @@ def pretrain(
         made = not path.exists()
         world.on_main(lambda: make_run_folder(path))
         with unless_it_fails(path, made and world.is_main), held(path, world):
-            set_threads(config, world)
             parent = load(weights_from) if weights_from else None
+            set_threads(config, world)  # last: to load sets the usual number
             if parent:
                 require_same_shape(parent, asked.raw.get("model", {}))
                 require_kind(asked, parent.tokenizer, parent.path)
@@ -239,6 +239,8 @@ def train_run(
         step = training.state.step
         if reason in (None, "overfitting"):
             plan = database.events("plan") if isinstance(database, RunDatabase) else []
+            if training.state.decided("extended"):
+                plan = []  # which was of a shorter run
             tokens = outcome_tokens(step, training.pace.tokens_per_step)
             hand_over(training, tokens, plan[-1]["details"].get("bits_per_byte") if plan else None)
         database.add_event(step, "end", {"reason": reason or "done"})

@@ -249,7 +249,7 @@ def open_or_prepare(
         shutil.rmtree(run / DATASET)  # left by an attempt that ended before it trained
     sources = standard_library() if text is None else text
     tokenizer: Any = parent.tokenizer if parent else config.tokenizer.kind
-    if config.tokenizer.kind == "gpt2" and config.tokenizer.path:
+    if not parent and config.tokenizer.kind == "gpt2" and config.tokenizer.path:
         from lightwell.tokenizer.gpt2 import load_gpt2
 
         tokenizer = load_gpt2(Path(config.tokenizer.path))
@@ -308,7 +308,8 @@ def without_prediction(choice: Choice, parent: Path) -> Choice:
     """Of a run that goes on from another's weights: the law behind predictions knows models that begin anew."""
     expected = {key: value for key, value in choice.expected.items() if key in ("tokens", "step_seconds")}
     said = f"Begins with the weights of {parent}; of such a run nothing is predicted."
-    return replace(choice, reasons=choice.reasons and [choice.reasons[0], said], expected=expected)
+    kept = [reason for reason in choice.reasons if not reason.startswith(("Predicted", "Chosen", "Tried on this text"))]
+    return replace(choice, reasons=[*kept, said], expected=expected)
 
 
 def require_same_shape(parent: Run, asked: dict[str, Any]) -> None:

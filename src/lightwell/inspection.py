@@ -29,9 +29,8 @@ from lightwell.data.sources import collect, shown
 from lightwell.errors import RunError, UserError
 from lightwell.model.count import flops_per_token, parameters
 from lightwell.planner.choose import Choice, choose
-from lightwell.planner.fit import require_memory, step_memory
+from lightwell.planner.fit import require_memory, rows_at_once, step_memory
 from lightwell.planner.pilot import look_at
-from lightwell.planner.probe import rows_at_once
 from lightwell.planner.reading import USUALLY, slowness, vocab_size_for
 from lightwell.planner.shelf import all_keys, explain_keys
 from lightwell.planner.step_time import measure_step_seconds

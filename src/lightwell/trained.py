@@ -229,7 +229,8 @@ def data_of(folder: RunFolder, manifest: Mapping[str, Any], verify: bool = False
     if path is None or not path.is_dir():
         raise RunError(
             f"expected the data of {folder.path}{f' in {path}' if path else ''}, found none.",
-            f"Give a text: {command('evaluate', folder.path, 'TEXT')}. To train on other data: pretrain TEXT --from.",
+            f"Give a text: {command('evaluate', folder.path, 'TEXT')}. To train on other data:"
+            f" {command('pretrain', 'TEXT', '--from', folder.path)}.",
         )
     dataset = open_dataset(path, verify)
     if manifest.get("dataset", dataset.fingerprint) != dataset.fingerprint:

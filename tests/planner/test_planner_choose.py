@@ -1,10 +1,12 @@
 """The planner fills in what is open around what is fixed, and prefers what it predicts to be best."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from lightwell.beginning import without_prediction
 from lightwell.config.presets import PRESETS, preset
 from lightwell.config.run import changed, parse, to_raw
 from lightwell.errors import ConfigError, UserError
@@ -65,6 +67,10 @@ def test_a_short_text_is_gone_through_a_few_times_and_that_is_said(fake_speed):
     choice = chosen(3600, text=text)
     assert choice.config.budget.most_tokens == choice.expected["tokens"] == climb.MOST_EPOCHS * text.tokens
     assert "ends before the minutes are over" in choice.reasons[-1]
+    parent = without_prediction(choice, Path("runs/parent")).reasons
+    assert "ends before the minutes are over" in parent[-2]
+    assert parent[-1].startswith("Begins with the weights of runs/parent")
+    assert not any("bits per byte" in reason for reason in parent)
     longer = chosen(3600, {"budget": {"minutes": 60, "most_tokens": 10**6}}, text=text)
     assert longer.config.budget.most_tokens == longer.expected["tokens"] == 10**6
     assert "ends before" not in longer.reasons[-1]
@@ -421,6 +427,8 @@ def test_several_processes_share_a_cpus_memory(monkeypatch):
     room = int(4 * each / fit.MEMORY_SHARE) + 4
     assert fit.split_to_fit(config, room, CPU, 4) == config, "twelve sequences in each"
     assert fit.split_to_fit(config, room // 2, CPU, 4).train.micro_batch_size < 12
+    thirds = changed(config, train={"batch_size": 24, "micro_batch_size": 8})
+    assert fit.share_of(thirds, 2).train.micro_batch_size == 6, "the largest part of 12 that is no larger than 8"
     monkeypatch.setattr(fit, "free_bytes", lambda: 4 * each)
     fit.require_memory(config, CPU, 4)
     monkeypatch.setattr(fit, "free_bytes", lambda: 4 * each - 1)

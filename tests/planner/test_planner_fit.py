@@ -26,7 +26,7 @@ def asked(monkeypatch):
     rows: list[int] = []
 
     def takes(config, threads, timeout):
-        rows.append(probe.rows_at_once(config))
+        rows.append(fit.rows_at_once(config))
         return 10**6 * rows[-1]
 
     monkeypatch.setattr(fit, "peak_of_a_step", takes)

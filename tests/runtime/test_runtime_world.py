@@ -24,7 +24,6 @@ def test_alone_everything_comes_back_as_it_was(monkeypatch):
         assert not world.any(False)
         assert world.agree({"a": [1, 2]}) == {"a": [1, 2]}
         assert world.gather("x") == ["x"]
-        world.barrier()
         world.at(3, "update")
 
 

@@ -1,8 +1,9 @@
 """A small training as one of the processes that torchrun starts; with an accident, if one is asked for.
 
-process_worker.py RUN DATASET KIND MICRO_BATCH STEPS [kill|stop|until-STEP]
+process_worker.py RUN DATASET KIND MICRO_BATCH STEPS [kill|stop|bad-weight|bad-gradients|until-STEP]
 """
 
+import math
 import os
 import signal
 import sys
@@ -20,6 +21,7 @@ from lightwell.training.assemble import assemble
 from lightwell.training.loop import run
 from lightwell.training.record import NoRecord
 from lightwell.training.saver import read_for_all
+from lightwell.training.sharding import local
 
 
 class Accident(Observer):
@@ -32,7 +34,20 @@ class Accident(Observer):
         return step == 12 and self.world.rank == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
 
     def before_forward(self, model, batch):
-        os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[self.what])
+        if self.what == "bad-weight":
+            with torch.no_grad():
+                local(model.get_parameter("tok_emb.weight"))[0, 0] = math.nan
+            self.what = None
+        elif self.what:
+            os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[self.what])
+
+
+def spoil_gradients(training, bad):
+    """Those of the batches `bad`, on every process."""
+    clip = training.replicas.clip_gradients
+    training.replicas.clip_gradients = lambda largest: (
+        clip(largest) * (math.nan if training.state.data_step in bad else 1.0)
+    )
 
 
 def main(path, dataset, kind, micro_batch, steps, accident=""):
@@ -54,10 +69,12 @@ def main(path, dataset, kind, micro_batch, steps, accident=""):
             record = RunDatabase(path / "run.sqlite")
         begun = world.on_main(lambda: bool(list_checkpoints(path)))
         checkpoint = read_for_all(path, world, print) if begun else None
-        observers = [Accident(accident, world)] if accident in ("kill", "stop") else []
+        observers = [Accident(accident, world)] if accident in ("kill", "stop", "bad-weight") else []
         training = assemble(
             path, config, open_dataset(dataset), device, world, record, checkpoint=checkpoint, observers=observers
         )
+        if accident == "bad-gradients":
+            spoil_gradients(training, (12, 13, 14))
         if accident.startswith("until"):
             last = int(accident.split("-")[1])
             training.stop = lambda: "told to" if training.state.step == last else None

@@ -16,6 +16,7 @@ from training_helpers import metrics, same
 
 from lightwell.data.prepare import prepare
 from lightwell.store.checkpoints import list_checkpoints, read_newest
+from lightwell.store.database import RunDatabase
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -94,6 +95,23 @@ def test_a_killed_process_changes_nothing(tmp_path, dataset):
     assert whole.step == killed.step == 30
     assert same(whole.model, killed.model)
     assert same(whole.optimizer, killed.optimizer)
+
+
+@pytest.mark.parametrize(
+    ("accident", "where"), [("bad-weight", "the weight tok_emb.weight"), ("bad-gradients", "the backward pass")]
+)
+def test_bad_numbers_are_left_behind_by_all_processes(tmp_path, dataset, accident, where):
+    """They go back to the last checkpoint and pass over the data, to the same weights whether these are sharded."""
+    ends = {}
+    for kind in ("data", "sharded"):
+        torchrun(2, WORKER, tmp_path / kind, dataset.path, kind, 2, 30, accident)
+        ends[kind] = read_newest(tmp_path / kind)
+        assert ends[kind].step == 30
+        assert [decision["kind"] for decision in ends[kind].state["decisions"]].count("skip") == 1
+        with RunDatabase(tmp_path / kind / "run.sqlite") as database:
+            assert {event["details"]["first_bad_layer"] for event in database.events("nonfinite")} == {where}
+    for name, tensor in ends["data"].model.items():
+        torch.testing.assert_close(ends["sharded"].model[name], tensor, rtol=0, atol=1e-9)
 
 
 def test_a_hanging_process_is_named_and_ends_all(tmp_path, dataset):

@@ -23,7 +23,7 @@ from lightwell.errors import StoppedEarly, UserError
 from lightwell.runtime.observer import Observer
 from lightwell.store import background
 from lightwell.store.checkpoints import list_checkpoints, read_newest
-from lightwell.training import pace, saver
+from lightwell.training import loop, pace, saver
 
 CURVES = ("loss", "gradient_norm", "lr_scale", "heldout.loss", "tokens")
 
@@ -176,14 +176,23 @@ def test_an_evaluation_that_fails_is_an_event(tmp_path, dataset):
     assert read_newest(tmp_path / "run").step == 4
 
 
+def test_numbers_that_are_read_a_step_later_are_of_their_own_step(tmp_path, dataset, monkeypatch):
+    """As on a GPU, where reading the newest would wait for it."""
+    real = loop.take_stock
+    monkeypatch.setattr(loop, "take_stock", lambda t, lag=None: real(t, lag=0 if lag is None else 1))
+    train(tmp_path / "run", tiny(steps=4), dataset)
+    assert metrics(tmp_path / "run", "tokens")["tokens"] == [(step, 96.0 * step) for step in (1, 2, 3, 4)]
+
+
 def test_an_early_stop_is_a_decision(tmp_path, dataset):
     config = tiny(steps=40, train={"batch_size": 6, "eval_every": 1})
     training = put_together(tmp_path / "run", config, dataset)
     training.evaluate = lambda n: held_out(float(training.state.step))
     assert training_reason(training) == "overfitting"
     assert training.state.step == 5  # the best was the first; four worse ones followed
-    again = train(tmp_path / "run", config, dataset)
-    assert again.state.step == 5
+    for _ in range(2):
+        assert train(tmp_path / "run", config, dataset).state.step == 5
+    assert len(events(tmp_path / "run", "early_stop")) == 1
     patient = put_together(tmp_path / "off", tiny(steps=8, train={"batch_size": 6, "early_stop": False}), dataset)
     patient.evaluate = lambda n: held_out(float(patient.state.step))
     assert training_reason(patient) is None

@@ -31,7 +31,7 @@ def generate(
         False, "--truncate-prompt", help="Go on from the end of a prompt that is longer than the context."
     ),
     device: str = typer.Option("auto", help="auto, cpu, cuda, cuda:1, mps."),
-    quantize: str = typer.Option(None, help="int8 or bf16 weights, where this is faster."),
+    quantize: str = typer.Option(None, help="int8 or bf16 weights: less memory, mostly faster; CPU only."),
     json: bool = JSON,
 ) -> None:
     """Stream text from a run."""

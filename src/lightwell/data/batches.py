@@ -46,11 +46,6 @@ class Batch:
     documents: torch.Tensor
     rows: range
 
-    def to(self, device: torch.device | str) -> Batch:
-        """The same batch on a device. From pinned memory the copy does not hold up the caller."""
-        ids, targets, documents = (t.to(device, non_blocking=True) for t in (self.ids, self.targets, self.documents))
-        return Batch(ids, targets, documents, self.rows)
-
     def pin(self) -> Batch:
         """The same batch in memory that a GPU can fetch by itself."""
         return Batch(self.ids.pin_memory(), self.targets.pin_memory(), self.documents.pin_memory(), self.rows)

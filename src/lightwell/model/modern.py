@@ -78,7 +78,8 @@ class Attention(nn.Module):
     def queries_keys_values(self, qkv: Tensor, turn: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """The heads in `qkv` (B, T, (H + G + G) D), queries and keys normalised and rotated."""
         (B, T, _), (H, G, _), (cos, sin) = qkv.shape, self.heads, turn
-        if len(cos) == 1 and fused.usable(qkv, self.q_norm.weight):
+        usual = type(self.q_norm) is type(self.k_norm) is RMSNorm  # an experiment may have put others there
+        if usual and len(cos) == 1 and fused.usable(qkv, self.q_norm.weight):
             gains = self.q_norm.weight, self.k_norm.weight
             return fused.heads(qkv, *gains, cos[0, :, 0], sin[0, :, 0], self.q_norm.eps, (H, G))
         q, k, v = qkv.view(B, T, H + G + G, -1).split(self.heads, dim=2)

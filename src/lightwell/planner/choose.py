@@ -13,7 +13,7 @@ from typing import Any
 
 from lightwell.config.run import RunConfig, changed
 from lightwell.model.count import parameters
-from lightwell.planner.climb import MOST_EPOCHS, TRIAL_SECONDS, TRIAL_SHARE, Candidate, candidate, climb, most_tokens
+from lightwell.planner.climb import MOST_EPOCHS, Candidate, candidate, climb, most_tokens, trial_seconds
 from lightwell.planner.compiling import try_compile
 from lightwell.planner.fit import free_memory, share_of, split_to_fit, tried_in_memory
 from lightwell.planner.ladder import candidates, name_of, predicted, tokens_per_step
@@ -68,7 +68,7 @@ def choose(
     if config.train.batch_size is None:
         best = with_steps_enough(best, text, seconds, processes * (config.train.micro_batch_size or 1))
     if processes == 1 and config.train.micro_batch_size is None:
-        proven = tried_in_memory(best.config, device, best.step_seconds, min(TRIAL_SHARE * seconds, TRIAL_SECONDS))
+        proven = tried_in_memory(best.config, device, best.step_seconds, trial_seconds(seconds))
         best = replace(best, config=proven)
     compiled = try_compile(share_of(best.config, processes), device, best.step_seconds, seconds)
     if compiled.pays:

@@ -37,6 +37,11 @@ class Candidate:
     timed: bool = True  # or reckoned from a neighbour's step
 
 
+def trial_seconds(budget: float) -> float:
+    """For a pilot and for timing candidates, of a budget of so many seconds."""
+    return min(TRIAL_SHARE * budget, TRIAL_SECONDS)
+
+
 def climb(
     rungs: dict[str, RunConfig], text: Text, device: Device, peak: float, seconds: float, processes: int = 1
 ) -> list[Candidate]:
@@ -56,7 +61,7 @@ class _Climb:
         self.text, self.device, self.peak, self.seconds = text, device, peak, seconds
         self.timed: dict[int, float | None] = {}
         share = 1.0 if text.pilot is None else 1 - PILOT_SHARE
-        self.deadline = time.perf_counter() + share * min(TRIAL_SHARE * seconds, TRIAL_SECONDS)
+        self.deadline = time.perf_counter() + share * trial_seconds(seconds)
 
     def candidates(self) -> list[Candidate]:
         place = likeliest(self.configs, self.text, self.peak, self.seconds)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from lightwell.config.run import RunConfig
 from lightwell.model.kernels.build import library
+from lightwell.planner.fit import rows_at_once
 from lightwell.planner.step_time import Trial
 from lightwell.runtime.device import Device
 
@@ -38,7 +39,9 @@ def try_compile(config: RunConfig, device: Device, step_seconds: float, seconds:
     try:
         cost, faster = measure_compiled(config, device)
     except Exception as error:  # a compiler that fails is no reason not to train
-        return Compiled(False, step_seconds, [f"torch.compile: not used, {type(error).__name__} when it was tried."])
+        first = (str(error).splitlines() or [""])[0][:100]
+        said = f"torch.compile: not used, {type(error).__name__} when it was tried: {first}"
+        return Compiled(False, step_seconds, [said])
     left = seconds - cost
     pays = (left - cost) / faster > left / step_seconds  # the training's own model is compiled again
     said = "used, it pays" if pays else "not used, it does not pay"
@@ -56,8 +59,7 @@ def can_compile(device: Device) -> bool:
 
 def measure_compiled(config: RunConfig, device: Device, rounds: int = 3) -> tuple[float, float]:
     """(seconds until the first compiled step is done, seconds of a whole step after that)."""
-    batch_size = config.train.batch_size or 1
-    rows = min(batch_size, config.train.micro_batch_size or batch_size)
+    batch_size, rows = config.train.batch_size or 1, rows_at_once(config)
     began = time.perf_counter()
     trial = Trial(config, device, rows, compile=True)
     trial.step()

@@ -13,7 +13,7 @@ import torch
 from lightwell.config.run import RunConfig, changed
 from lightwell.errors import UserError
 from lightwell.model.count import memory_bytes
-from lightwell.planner.probe import STARTS, peak_of_a_step, rows_at_once
+from lightwell.planner.probe import STARTS, peak_of_a_step
 from lightwell.runtime.device import Device
 from lightwell.runtime.memory import free_bytes
 
@@ -31,8 +31,8 @@ def free_memory(device: Device) -> int | None:
 def split_to_fit(config: RunConfig, free: int | None, device: Device, processes: int = 1) -> RunConfig | None:
     """The config with the largest micro-batch whose step stays within a share of the free memory; None if none does.
 
-    Nothing is raised on a CPU when memory runs out, so it must be known before. A micro-batch of the user's stays.
-    processes: that share each batch, and a CPU's memory as if all were on this machine.
+    A micro-batch of the user's stays. processes: that share each batch, and a CPU's memory as if all were on this
+    machine.
     """
     mine = share_of(config, processes)
     each, fixed = mine.train.batch_size or 1, config.train.micro_batch_size
@@ -47,7 +47,14 @@ def split_to_fit(config: RunConfig, free: int | None, device: Device, processes:
 def share_of(config: RunConfig, processes: int) -> RunConfig:
     """The config of what one of so many processes does of each step."""
     rows, micro = max(1, (config.train.batch_size or 1) // processes), config.train.micro_batch_size
-    return changed(config, train={"batch_size": rows, "micro_batch_size": None if micro and rows % micro else micro})
+    at_once = next(n for n in range(min(rows, micro or rows), 0, -1) if rows % n == 0)
+    return changed(config, train={"batch_size": rows, "micro_batch_size": at_once if at_once < rows else None})
+
+
+def rows_at_once(config: RunConfig) -> int:
+    """How many sequences of a batch go through the model together."""
+    batch_size = config.train.batch_size or 1
+    return min(batch_size, config.train.micro_batch_size or batch_size)
 
 
 def step_memory(config: RunConfig, rows: int, device: Device) -> dict[str, int]:

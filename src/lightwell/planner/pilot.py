@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from lightwell.config.run import parse
 from lightwell.data.dataset import Dataset
-from lightwell.planner.climb import PILOT_SHARE, TRIAL_SECONDS, TRIAL_SHARE
+from lightwell.planner.climb import PILOT_SHARE, trial_seconds
 from lightwell.planner.text import PILOT_TOKENS, Text, describe
 from lightwell.runtime.device import Device
 from lightwell.training.pilot import run_pilot
@@ -25,7 +25,7 @@ BATCH_SIZE = 16
 def look_at(dataset: Dataset, device: Device, seconds: float | None) -> Text:
     """What can be told of a prepared text: by counting, and by a pilot where the `seconds` of the budget allow one."""
     text = describe(dataset)
-    limit = PILOT_SHARE * min(TRIAL_SHARE * seconds, TRIAL_SECONDS) if seconds else 0.0
+    limit = PILOT_SHARE * trial_seconds(seconds) if seconds else 0.0
     return with_pilot(text, dataset, device, limit) if limit >= LEAST else text
 
 

@@ -23,7 +23,8 @@ STARTS = 5.0  # seconds that such a process takes to begin
 def peak_of_a_step(config: RunConfig, threads: int, timeout: float) -> int | None:
     """Bytes of resident memory that one step of a complete config takes at its peak, all but the interpreter's own;
     None if the system ended the process, or it took longer than `timeout` seconds."""
-    command = [sys.executable, "-m", "lightwell.planner.probe", str(threads)]
+    # -P: not from the working folder, where a user may have a random.py
+    command = [sys.executable, "-P", "-m", "lightwell.planner.probe", str(threads)]
     try:
         done = subprocess.run(
             command, input=json.dumps(to_raw(config)), capture_output=True, text=True, timeout=timeout, check=True
@@ -36,6 +37,7 @@ def peak_of_a_step(config: RunConfig, threads: int, timeout: float) -> int | Non
 def main() -> None:
     import torch
 
+    from lightwell.planner.fit import rows_at_once
     from lightwell.planner.step_time import Trial
     from lightwell.runtime.device import choose_device
 
@@ -46,11 +48,6 @@ def main() -> None:
     began = peak_bytes() or 0
     Trial(config, choose_device("cpu", config.runtime.dtype), rows_at_once(config)).step()
     sys.stdout.write(str((peak_bytes() or 0) - began))  # to the process that asked
-
-
-def rows_at_once(config: RunConfig) -> int:
-    batch_size = config.train.batch_size or 1
-    return min(batch_size, config.train.micro_batch_size or batch_size)
 
 
 if __name__ == "__main__":

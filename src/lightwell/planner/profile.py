@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from lightwell.config.run import RunConfig
 from lightwell.model.count import flops_per_token
-from lightwell.planner.probe import rows_at_once
+from lightwell.planner.fit import rows_at_once
 from lightwell.planner.step_time import Trial
 from lightwell.runtime.device import Device
 from lightwell.runtime.peak import measure_peak_flops

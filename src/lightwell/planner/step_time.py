@@ -11,7 +11,7 @@ from lightwell.config.run import RunConfig
 from lightwell.data.batches import Batch
 from lightwell.model.build import GPT
 from lightwell.model.count import flops_per_token
-from lightwell.planner.fit import step_memory
+from lightwell.planner.fit import rows_at_once, step_memory
 from lightwell.runtime.device import Device
 from lightwell.runtime.memory import free_bytes
 from lightwell.runtime.seeds import generator
@@ -76,7 +76,7 @@ def measure_step_seconds(config: RunConfig, device: Device, rounds: int = 5, lim
     began = time.perf_counter()
     model_config = config.model.complete()
     batch_size = config.train.batch_size or 1
-    at_once = min(batch_size, config.train.micro_batch_size or batch_size)
+    at_once = rows_at_once(config)
     if device.kind != "cpu":
         try:
             return _usual(config, device, at_once, rounds, limit) * batch_size / at_once

@@ -1,4 +1,4 @@
-"""Observers watch training without training knowing who watches: progress bar, samples, pulse, studio."""
+"""Observers watch training without training knowing who watches: progress bar, samples, pulse."""
 
 from __future__ import annotations
 

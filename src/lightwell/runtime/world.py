@@ -101,10 +101,6 @@ class World:
         if self.watch is not None:
             self.watch.at(step, phase)
 
-    def barrier(self) -> None:
-        if self.size > 1:
-            dist.barrier()
-
 
 @contextmanager
 def join_world(device_kind: str = "cpu") -> Iterator[World]:

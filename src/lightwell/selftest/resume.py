@@ -62,7 +62,7 @@ def difference(a: Path, b: Path) -> str | None:
 @contextmanager
 def _training(text: Path, val: Path, out: Path, device: str) -> Iterator[subprocess.Popen[bytes]]:
     """A training as a process, which is killed where the `with` block ends before it."""
-    command = [sys.executable, "-m", "lightwell", "pretrain", str(text), "--val", str(val), "--out", str(out)]
+    command = [sys.executable, "-P", "-m", "lightwell", "pretrain", str(text), "--val", str(val), "--out", str(out)]
     command += ["--steps", str(STEPS), "--device", device, "--json"]
     for setting in SETTINGS:
         command += ["--set", setting]

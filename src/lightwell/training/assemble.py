@@ -142,7 +142,7 @@ def assemble(
         observers=observers,
         stop=stop,
         closing_seconds=closing_seconds(dataset, parameters(model_config)["total"]),
-        recorded=sum(decision["step"] < state.step for decision in state.decisions) if checkpoint else 0,
+        recorded=len(checkpoint.state.get("decisions", ())) if checkpoint else 0,
     )
 
 

@@ -62,10 +62,7 @@ def first_bad_layer(model: nn.Module, forward: Callable[[], float]) -> str | Non
     `forward()` runs the model once more and returns the loss. None if all of it is finite. A weight that is not finite
     is named rather than the module that uses it.
     """
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(local(parameter)).all():
-            return f"the weight {name}"
-    found: list[str] = []
+    found = [f"the weight {name}" for name, p in model.named_parameters() if not torch.isfinite(local(p)).all()]
 
     def look(name: str) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -76,7 +73,7 @@ def first_bad_layer(model: nn.Module, forward: Callable[[], float]) -> str | Non
 
     hooks = [module.register_forward_hook(look(name)) for name, module in model.named_modules() if name]
     try:
-        loss = forward()
+        loss = forward()  # with a bad weight too: of a sharded model it takes all processes
     finally:
         for handle in hooks:
             handle.remove()

@@ -137,13 +137,14 @@ def take_stock(t: Training, lag: int = 0) -> None:
         loss, norm, finite = float(result.loss), float(result.gradient_norm), bool(result.finite)
         events = judge(t.state, t.config.guard, loss, norm, finite)
         rate = t.pace.tokens_per_step / t.pace.step_seconds
+        tokens = t.state.tokens - (t.state.step - step) * t.pace.tokens_per_step  # of then, where it is read later
         report = StepReport(
             step=step,
             steps=t.pace.steps(t.state),
             loss=loss,
             gradient_norm=norm,
             lr_scale=unread.lr_scale,
-            tokens=t.state.tokens,
+            tokens=tokens,
             seconds=t.pace.step_seconds,
             tokens_per_second=rate,
             mfu=rate * t.flops_per_token / t.peak_flops if t.peak_flops else None,
@@ -152,7 +153,7 @@ def take_stock(t: Training, lag: int = 0) -> None:
         )
         if finite:
             t.record.add_metrics(step, {"loss": loss, "gradient_norm": norm, "lr_scale": unread.lr_scale})
-            t.record.add_metrics(step, {"tokens": t.state.tokens, "tokens_per_second": rate})
+            t.record.add_metrics(step, {"tokens": tokens, "tokens_per_second": rate})
         for kind, details in events:
             t.record.add_event(step, kind, details | where_it_began(t, unread, kind))
         for observer in t.observers:
@@ -167,7 +168,8 @@ def where_it_began(t: Training, bad: Unread, kind: str) -> dict[str, Any]:
         parts = split(t.batches.batch(bad.data_step, t.world.rank, t.world.size), t.micro_batch_size)
         layers = [first_bad_layer(t.replicas.model, partial(loss_again, t, bad, part)) for part in range(len(parts))]
         on_any = [layer for layers in t.world.gather(layers) for layer in layers if layer]
-        found["first_bad_layer"] = on_any[0] if on_any else "the backward pass"
+        weights = [layer for layer in on_any if layer.startswith("the weight ")]
+        found["first_bad_layer"] = next(iter(weights + on_any), "the backward pass")
     return found
 
 

@@ -65,6 +65,7 @@ class Replicas:
         if self.kind != "sharded":
             self.model.load_state_dict(weights)
             return
+        self.model.reshard()  # type: ignore[operator]  # whole after a forward pass without a backward one
         for name, parameter in self.model.named_parameters():  # a tied weight once
             local(parameter).copy_(part_of(weights[name].to(parameter.device), parameter))
 

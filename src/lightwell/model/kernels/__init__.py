@@ -1,1 +1,3 @@
-"""Fast twins for training on a CPU, in C (rows.c): built where there is a compiler (build.py), called from fused.py."""
+"""Fast twins on a CPU, in C: for training (rows.c, by fused.py) and for writing one text (one_token.c, by
+generation/step_in_c.py). Built where there is a compiler (build.py).
+"""

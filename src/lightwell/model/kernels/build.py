@@ -63,7 +63,7 @@ def _loaded() -> tuple[ctypes.CDLL | None, str | None]:
         with ExitStack() as stack:
             folder = _cache() or Path(stack.enter_context(tempfile.TemporaryDirectory()))
             place = folder / _name(compiler, threads)
-            if not place.exists():
+            if not place.exists() or not place.stat().st_size:
                 _build(place, compiler, threads)
             return ctypes.CDLL(str(place)), None
     except subprocess.CalledProcessError as error:
@@ -119,4 +119,6 @@ def _build(place: Path, compiler: str, threads: str) -> None:
             [compiler, "-shared", *objects, threads, "-lm", "-o", compiled],  # not -fopenmp: that links another library
         ):
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=LONGEST_BUILD)
+        with open(compiled, "rb") as made:
+            os.fsync(made.fileno())  # a power cut must not leave half of it
         os.replace(compiled, place)
