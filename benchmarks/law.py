@@ -24,20 +24,17 @@ from torch import Tensor
 import small_runs
 from lightwell.data.dataset import open_dataset
 from lightwell.model.count import parameters_of_blocks
-from lightwell.planner.choose import CLOSE
 from lightwell.planner.climb import MOST_EPOCHS
-from lightwell.planner.pilot import with_pilot
 from lightwell.planner.predict import (
+    LEAST_LONG,
     LONGEST_CONTEXT,
     PARAMETERS_PER_TOKEN,
     USUAL_CONTEXT,
-    USUAL_VOCAB,
     Law,
     effective_tokens,
 )
 from lightwell.planner.reading import BYTES_PER_TOKEN
-from lightwell.planner.text import Text, describe
-from lightwell.runtime.device import choose_device
+from lightwell.planner.text import USUAL_VOCABULARY, describe
 from lightwell.tokenizer.size import choose_vocab_size
 
 POINTS = (
@@ -47,7 +44,7 @@ POINTS = (
     ("3x256@1024x4", 2_600_000),
     ("3x384@1024x4", 1_600_000),
 )
-USUAL_POWER = 0.4
+USUAL_TAU, USUAL_NU = 0.4, 0.1
 HELD_OUT = 80_000  # tokens that each run is measured on
 ROUND = 0.02  # errors below it count by their square
 PRIOR = 1e-2  # weight of staying near `usual`: a few points cannot tell all ten constants apart
@@ -57,7 +54,7 @@ PRIOR = 1e-2  # weight of staying near `usual`: a few points cannot tell all ten
 def features(dataset_path: Path) -> dict[str, float]:
     """What the planner can know of a text before training; once for all runs on it."""
     dataset = open_dataset(dataset_path)
-    found = asdict(with_pilot(describe(dataset), dataset, choose_device("cpu")))
+    found = asdict(describe(dataset))
     return {"unique_tokens": found.pop("tokens"), "vocab": dataset.tokenizer.vocab_size} | found
 
 
@@ -93,31 +90,26 @@ def add(out: Path, row: dict[str, Any]) -> None:
 
 
 def law(constants: Tensor, rows: list[dict[str, Any]]) -> Tensor:
-    """predict.py's law for all rows; constants: delta, kappa, rho, the logarithms of E, alpha, beta, and of what is
-    lacking at a million parameters, N_c^alpha, and at a million tokens, D_c^beta; tau and nu over USUAL_POWER."""
+    """predict.py's law for all rows; constants: delta, kappa, the logarithms of E, alpha, beta, and of what is
+    lacking at a million parameters, N_c^alpha, and at a million tokens, D_c^beta; tau and nu over their usual ones."""
 
     def column(of: Callable[[dict[str, Any]], float]) -> Tensor:
         return torch.tensor([of(row) for row in rows], dtype=torch.float64)
 
-    delta, kappa, rho, E, alpha, beta, A, B, tau, nu = constants
+    delta, kappa, E, alpha, beta, A, B, tau, nu = constants
     alpha, beta, million = torch.exp(alpha), torch.exp(beta), 1e6
     new = column(lambda row: effective_tokens(row["tokens"], row["unique_tokens"]) / million)
     size = column(lambda row: min(row["in_blocks"], PARAMETERS_PER_TOKEN * row["unique_tokens"]) / million)
     counts, copying = column(lambda row: row["difficulty"]), column(lambda row: row["copying"])
     floor = torch.exp(E) * copying**kappa
     lacking = (torch.exp(A / beta) / size ** (alpha / beta) + torch.exp(B / beta) / new) ** beta
-    learned = column(lambda row: text_of(row).learned) ** rho
-    context = column(lambda row: USUAL_CONTEXT / min(context_of(row), LONGEST_CONTEXT)) ** (USUAL_POWER * tau)
-    vocabulary = column(lambda row: row["vocab"] / USUAL_VOCAB) ** (USUAL_POWER * nu)
-    return learned * counts**delta * (context * vocabulary) ** (1 - copying) * (floor + lacking)
+    context = column(lambda row: USUAL_CONTEXT / min(context_of(row), LONGEST_CONTEXT)) ** (USUAL_TAU * tau)
+    vocabulary = column(lambda row: row["vocabulary"] / USUAL_VOCABULARY) ** (USUAL_NU * nu)
+    return counts**delta * context ** (1 - copying) * vocabulary * (floor + lacking)
 
 
 def context_of(row: dict[str, Any]) -> int:
     return int(row["size"].split("@")[1].split("x")[0])
-
-
-def text_of(row: dict[str, Any]) -> Text:
-    return Text(row["unique_tokens"], row["difficulty"], row["gain"], row["copying"], row["pilot"])
 
 
 def fitted(rows: list[dict[str, Any]]) -> Tensor:
@@ -132,9 +124,7 @@ def fitted(rows: list[dict[str, Any]]) -> Tensor:
     runs = is_of.sum(dim=1)
     has_others = runs[is_of.argmax(dim=0)] > 1  # of each row
     # alpha and beta: Hoffmann et al.'s; the others: as if texts differed by their counts alone
-    usual = torch.tensor(
-        [1.0, 1.0, 1.0, -0.4, math.log(0.34), math.log(0.28), -1.9, -1.6, 1.0, 1.0], dtype=torch.float64
-    )
+    usual = torch.tensor([1.0, 1.0, -0.4, math.log(0.34), math.log(0.28), -1.9, -1.6, 1.0, 1.0], dtype=torch.float64)
     constants = usual.clone().requires_grad_()
     optimizer = torch.optim.LBFGS([constants], max_iter=1000, line_search_fn="strong_wolfe", history_size=30)
 
@@ -160,13 +150,11 @@ def off(constants: Tensor, rows: list[dict[str, Any]]) -> list[float]:
 
 
 def fit(out: Path) -> None:
-    """The law with a pilot and without, from the texts that are long enough for one, and from those that are not."""
+    """The law of long texts and of short ones."""
     too_often = MOST_EPOCHS + 1  # times through a text, as the planner has it
     rows = [row for row in read(out) if row["tokens"] < too_often * row["unique_tokens"]]
-    long = [row for row in rows if row["pilot"]]
-    fit_one("WITH_PILOT", long)
-    fit_one("WITHOUT", [row | {"pilot": None} for row in long])
-    fit_one("SHORT", [row for row in rows if not row["pilot"]])
+    fit_one("LONG", [row for row in rows if row["unique_tokens"] >= LEAST_LONG])
+    fit_one("SHORT", [row for row in rows if row["unique_tokens"] < LEAST_LONG])
 
 
 def fit_one(name: str, rows: list[dict[str, Any]]) -> None:
@@ -175,11 +163,9 @@ def fit_one(name: str, rows: list[dict[str, Any]]) -> None:
     if not rows:
         return
     constants = fitted(rows)
-    delta, kappa, rho, *others, tau, nu = constants.tolist()
+    delta, kappa, *others, tau, nu = constants.tolist()
     E, alpha, beta, A, B = map(math.exp, others)
-    found = Law(
-        alpha, beta, delta, kappa, rho, E, A ** (1 / alpha), B ** (1 / beta), USUAL_POWER * tau, USUAL_POWER * nu
-    )
+    found = Law(alpha, beta, delta, kappa, E, A ** (1 / alpha), B ** (1 / beta), USUAL_TAU * tau, USUAL_NU * nu)
     print(f"\n{name} = {Law(*(float(f'{constant:.3g}') for constant in found))}")
     errors = off(constants, rows)
     print(f"all texts in the fit: {mean(errors):.1%} off on average, {max(map(abs, errors)):.1%} at most")
@@ -210,9 +196,8 @@ def fit_one(name: str, rows: list[dict[str, Any]]) -> None:
 
 
 def choice(sizes: list[dict[str, Any]], says: list[float]) -> dict[str, Any]:
-    """What the planner would take of these runs by their predictions: the smallest of those that are as good."""
-    good = [row for row, expected in zip(sizes, says) if expected <= CLOSE * min(says)]
-    return min(good, key=lambda row: row["in_blocks"])
+    """What the planner would take of these runs by their predictions."""
+    return sizes[says.index(min(says))]
 
 
 def mean(errors: list[float]) -> float:

@@ -6,6 +6,7 @@ It uses the real step, optimizer, batches and evaluation, without checkpoints or
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,15 +16,22 @@ import torch
 from torch import nn
 
 from lightwell.config.run import RunConfig, parse
-from lightwell.data.batches import Batch
+from lightwell.data.batches import Batch, Batches
 from lightwell.data.dataset import Dataset, open_dataset
 from lightwell.data.prepare import prepare
+from lightwell.evaluation.loss import evaluate_stream
 from lightwell.model.count import parameters
 from lightwell.planner.choose import with_rates
 from lightwell.planner.ladder import heads_of, tokens_per_step
 from lightwell.runtime.device import choose_device
-from lightwell.training.pilot import run_pilot, steps_of
+from lightwell.runtime.seeds import fold
+from lightwell.runtime.world import World
+from lightwell.training.assemble import new_model
+from lightwell.training.optimizer import Optimizer
+from lightwell.training.rates import peak_rates
 from lightwell.training.replicas import Replicas
+from lightwell.training.schedule import lr_scale
+from lightwell.training.step import train_step
 
 
 def dataset_of(text: Path, folder: Path, vocab_size: int, val: Path | None = None) -> Dataset:
@@ -72,14 +80,29 @@ def train(
         replicas.forward = lambda ids, targets: model(ids, targets, documents=documents)
 
     began = time.perf_counter()
-    found = run_pilot(
-        dataset, config, tokens, device, eval_tokens=eval_tokens, change=change,
-        before_step=mask if mask_documents else None,
-    )  # fmt: skip
-    assert found is not None, "no limit was set"
+    sizes, world, seed = config.model.complete(), World(), config.run.seed
+    model = new_model(sizes, config, device, dataset)
+    if change is not None:
+        change(model)
+    replicas = Replicas(model, world)
+    optimizer = Optimizer(model, sizes, config.optimizer, peak_rates(config.optimizer, sizes), device)
+    batch_size = config.train.batch_size or 1
+    batches = Batches(dataset.train, batch_size, sizes.context_length, fold(seed, "data"))
+    steps = math.ceil(tokens / tokens_per_step(config))
+    for step in range(steps):
+        batch = batches.batch(step)
+        if mask_documents:
+            mask(replicas, batch)
+        with torch.random.fork_rng(devices=[]):
+            train_step(
+                replicas, optimizer, batch, micro_batch_size=batch_size, clip=config.train.clip, seed=seed, step=step,
+                lr_scale=lr_scale(step, steps, config.schedule), device=device, world=world,
+            )  # fmt: skip
+    with device.autocast():
+        found = evaluate_stream(model, dataset.val, dataset.tokenizer, max_tokens=eval_tokens)
     return {
         "parameters": parameters(config.model.complete())["total"],
-        "tokens": steps_of(config, tokens) * tokens_per_step(config),
+        "tokens": steps * tokens_per_step(config),
         "bits_per_byte": round(found.bits_per_byte, 4),
         "standard_error": found.standard_error,
         "seconds": round(time.perf_counter() - began, 1),

@@ -26,6 +26,7 @@ from lightwell.planner.ladder import LADDER as RUNGS
 from lightwell.planner.predict import predict_bits_per_byte
 from lightwell.planner.reading import slowness, vocab_size_for
 from lightwell.planner.step_time import Trial
+from lightwell.planner.text import Text
 from lightwell.runtime.allocator import keep_freed_memory
 from lightwell.runtime.device import choose_device
 from lightwell.runtime.peak import measure_peak_flops
@@ -58,7 +59,8 @@ def run(texts: list[Path], minutes: float, sizes: list[str], out: Path) -> None:
 
 
 def predicted(row: dict[str, Any]) -> float:
-    return predict_bits_per_byte(row["in_blocks"], row["tokens"], law.text_of(row), law.context_of(row), row["vocab"])
+    text = Text(row["unique_tokens"], row["difficulty"], row["copying"], row["vocabulary"])
+    return predict_bits_per_byte(row["in_blocks"], row["tokens"], text, law.context_of(row))
 
 
 def rate(config: Any) -> float:

@@ -28,7 +28,6 @@ from lightwell.files.paths import command
 from lightwell.files.translate import os_errors
 from lightwell.planner.choose import LONG, Choice, choose, with_rates
 from lightwell.planner.fit import require_memory
-from lightwell.planner.pilot import look_at
 from lightwell.planner.reading import (
     LEAST_READ,
     TYPICAL_VOCAB_SIZE,
@@ -37,6 +36,7 @@ from lightwell.planner.reading import (
     slowness,
     vocab_size_for,
 )
+from lightwell.planner.text import describe
 from lightwell.runtime.device import Device
 from lightwell.runtime.peak import measure_peak_flops
 from lightwell.store.checkpoint import FOLDER as CHECKPOINTS
@@ -298,7 +298,7 @@ def plan_run(
             f"expected a vocabulary of at most {config.model.vocab_size} tokens, got a tokenizer of {vocab_size}.",
             "Leave model.vocab_size out, and the tokenizer decides.",
         )
-    text = look_at(dataset, device, None if parent else seconds_left(config, began))
+    text = describe(dataset)
     config = changed(config, model={"vocab_size": vocab_size})
     choice = choose(config, vocab_size, text, device, peak, seconds_left(config, began), processes)
     return without_prediction(choice, parent.path) if parent else choice

@@ -30,11 +30,10 @@ from lightwell.errors import RunError, UserError
 from lightwell.model.count import flops_per_token, parameters
 from lightwell.planner.choose import Choice, choose
 from lightwell.planner.fit import require_memory, rows_at_once, step_memory
-from lightwell.planner.pilot import look_at
 from lightwell.planner.reading import USUALLY, slowness, vocab_size_for
 from lightwell.planner.shelf import all_keys, explain_keys
 from lightwell.planner.step_time import measure_step_seconds
-from lightwell.planner.text import typical_text
+from lightwell.planner.text import describe, typical_text
 from lightwell.runtime.device import Device, choose_device
 from lightwell.runtime.peak import measure_peak_flops
 from lightwell.runtime.threads import set_threads
@@ -297,7 +296,7 @@ def _planned(config: RunConfig, asked: Request, device: Device, progress: Progre
         part = changed(config, data={"limit_bytes": read}, model={"vocab_size": size})
         with tempfile.TemporaryDirectory() as parent:
             dataset = open_or_prepare(asked.text, Path(parent), part, device, None, peak, quiet, progress)
-            text, vocab_size = look_at(dataset, device, seconds_left(config, began)), dataset.tokenizer.vocab_size
+            text, vocab_size = describe(dataset), dataset.tokenizer.vocab_size
         text = replace(text, tokens=int(text.tokens * n_bytes / read))
         config = changed(config, model={"vocab_size": config.model.vocab_size or vocab_size})
         return choose(config, vocab_size, text, device, peak, seconds_left(config, began)), peak

@@ -38,7 +38,7 @@ def test_the_prediction_is_stored_before_the_first_step(run):
     (plan,) = events(run, "plan")
     assert plan["step"] == 0
     model = run.model_config
-    sizes = parameters_of_blocks(model), 8 * 4 * 16, describe(run.dataset()), model.context_length, model.vocab_size
+    sizes = parameters_of_blocks(model), 8 * 4 * 16, describe(run.dataset()), model.context_length
     expected = predict_bits_per_byte(*sizes)
     assert plan["details"]["bits_per_byte"] == pytest.approx(expected)
     assert plan["time"] < events(run, "steps")[0]["time"] <= events(run, "outcome")[0]["time"]

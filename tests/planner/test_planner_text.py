@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lightwell.data.prepare import prepare
-from lightwell.planner.text import DISCOUNT, describe, loss, ngram_chances, typical_text, with_copying
+from lightwell.planner.text import PIECE, describe, discounts, loss, ngram_chances, typical_text, with_copying
 
 
 def by_hand(train, val, V, order):
@@ -22,12 +22,17 @@ def by_hand(train, val, V, order):
         if context is None:
             return 1 / V
         counts = [occurrences([*context, t]) for t in range(V)]
+        taken = [taken_of[len(context)][min(count, 3)] for count in counts]
         shorter = chance(context[1:] if context else None, token)
         if not sum(counts):
             return shorter
-        given_on = DISCOUNT * sum(c > 0 for c in counts) / sum(counts)
-        return max(counts[token] - DISCOUNT, 0) / sum(counts) + given_on * shorter
+        return (counts[token] - taken[token] + sum(taken) * shorter) / sum(counts)
 
+    taken_of = []
+    for length in range(1, order + 1):
+        seen = {tuple(train[i : i + length]) for i in range(len(train) - length + 1)}
+        seen = [n for n in (occurrences(list(gram)) for gram in seen) if n]
+        taken_of.append(discounts(np.array(seen)))
     nats = [-math.log(chance(val[i : i + order - 1], val[i + order - 1])) for i in range(len(val) - order + 1)]
     return sum(nats) / len(nats)
 
@@ -41,6 +46,15 @@ def test_sequences_are_those_counted_by_hand(order, V):
     assert found == pytest.approx(by_hand(train, val, V, order))
 
 
+def test_what_is_taken_from_counts():
+    """Four sequences seen once, three twice, two three times, one four times: Y = 4 / (4 + 2 * 3)."""
+    taken = discounts(np.array([1] * 4 + [2] * 3 + [3] * 2 + [4]))
+    assert taken.tolist() == pytest.approx([0, 1 - 2 * 0.4 * 3 / 4, 2 - 3 * 0.4 * 2 / 3, 3 - 4 * 0.4 * 1 / 2])
+    never_twice = discounts(np.array([1, 1, 1, 1]))
+    assert 0.5 < never_twice[1] < 1, "it says little, but something is left"
+    assert (discounts(np.array([9, 9]))[1:] > 0).all()
+
+
 def test_sequences_know_what_always_follows():
     pattern = np.tile(np.arange(10), 100)
     assert loss(ngram_chances(pattern, pattern[:50], 10)) < 0.1
@@ -51,13 +65,13 @@ def test_sequences_know_what_always_follows():
 
 def test_copying_pays_where_something_is_repeated_nearby_and_never_costs():
     random = np.random.default_rng(4)
-    once = random.integers(1000, size=(40, 100))
-    twice = np.concatenate([once, once], axis=1)[:, :125].ravel()  # pieces of 250: two times two
+    once, other = random.integers(10**6, size=(10, 450)), random.integers(10**6, size=(10, PIECE - 900))
+    twice = np.concatenate([once, once, other], axis=1).ravel()
     chances = np.full(len(twice), 1e-3)
     mixed = with_copying(chances, twice)
-    assert mixed.shape == (len(twice) // 250, 250)
-    assert (mixed[:, 102:124] > 0.5).all()
-    assert (mixed[:, :100] <= 1e-3).all()
+    assert mixed.shape == (10, PIECE)
+    assert (mixed[:, 452:900] > 0.5).all()
+    assert (mixed[:, :450] <= 1e-3).all()
     assert loss(with_copying(np.full(5000, 1e-3), random.integers(10**9, size=5000))) == pytest.approx(math.log(1e3))
     assert with_copying(np.array([0.5]), np.array([3])) == [[0.5]]
 
@@ -73,8 +87,8 @@ def test_a_prepared_text_is_described(tmp_path):
     )
     assert easy.tokens > 100_000
     assert easy.difficulty < hard.difficulty
-    assert easy.gain > 1.0
-    assert 0.9 < hard.gain < 1.5  # nothing more to gain but how frequent a word is
+    assert easy.vocabulary > hard.vocabulary, "digits are in use too"
+    assert 10 < hard.vocabulary < 27
     assert 0 < easy.copying < hard.copying <= 1
 
 
@@ -88,8 +102,7 @@ def test_copying_compares_the_same_tokens(tmp_path):
         assert 0 < describe(made).copying <= 1
 
 
-def test_a_short_text_is_as_hard_as_the_beginning_of_a_long_one():
+def test_a_short_text_is_harder_to_count():
     short, long = typical_text(50_000), typical_text(10**9)
     assert short.tokens == 50_000
-    assert short.bits_of_counts(50_000) == pytest.approx(long.bits_of_counts(50_000))
-    assert long.bits_of_counts(10**6) < long.bits_of_counts(50_000)
+    assert short.difficulty > typical_text(10**6).difficulty > long.difficulty

@@ -17,13 +17,12 @@ from lightwell.planner.climb import MOST_EPOCHS, Candidate, candidate, climb, mo
 from lightwell.planner.compiling import try_compile
 from lightwell.planner.fit import free_memory, share_of, split_to_fit, tried_in_memory
 from lightwell.planner.ladder import candidates, name_of, predicted, tokens_per_step
-from lightwell.planner.text import PILOT_TOKENS, Text
+from lightwell.planner.text import Text
 from lightwell.runtime.device import Device
 from lightwell.training.rates import decay_beside_muon, rate_beside_muon
 
 LEAST_STEPS = 100  # in which a model can begin to learn, where the batch is open
 LONG = 10**9  # tokens of a run after which rates change no more
-CLOSE = 1.006  # predictions that differ by less are taken as equal: then the smaller model (LOG.md)
 
 
 @dataclass
@@ -63,8 +62,7 @@ def choose(
         only = with_rates(next(iter(rungs.values())), LONG, text.tokens)
         return Choice(only, ["Nothing was measured: a step does not fit into the free memory."])
     timed = [candidate for candidate in tried if candidate.timed]
-    lowest = min(candidate.bits_per_byte for candidate in timed)
-    best = next(candidate for candidate in timed if candidate.bits_per_byte <= CLOSE * lowest)
+    best = min(timed, key=lambda candidate: candidate.bits_per_byte)
     if config.train.batch_size is None:
         best = with_steps_enough(best, text, seconds, processes * (config.train.micro_batch_size or 1))
     if processes == 1 and config.train.micro_batch_size is None:
@@ -137,11 +135,6 @@ def reasons(
         f"Measured: {peak / 1e9:,.0f} GFLOP/s of matrix products; a step of the chosen model takes"
         f" {1000 * best.step_seconds:,.0f} ms, {rate:,.0f} tokens/s."
     ]
-    if text.pilot is not None:
-        lines.append(
-            f"Tried on this text: a model of 2 x 64 comes to {text.pilot:.3f} bits per byte in"
-            f" {PILOT_TOKENS / 1e6:.1f} M tokens; by that the predictions are corrected."
-        )
     if len(tried) > 1:
         said = "; ".join(
             f"{c.name}: {c.bits_per_byte:.3f} after {c.tokens / 1e6:.1f} M tokens{'' if c.timed else ' (not timed)'}"
@@ -150,10 +143,7 @@ def reasons(
         lines.append(f"Predicted held-out bits per byte (layers x width at context x batch): {said}.")
     alone = "as asked" if possible == 1 else "the only one that could be tried"
     why = "the lowest prediction" if len(tried) > 1 else alone
-    lower = [c for c in tried if c.bits_per_byte < best.bits_per_byte]
-    if any(c.timed for c in lower):
-        why = "the smallest of those that are as good"
-    elif lower:
+    if any(c.bits_per_byte < best.bits_per_byte for c in tried):
         why += " of those that there was time for"
     size = parameters(best.config.model.complete())["total"]
     lines.append(

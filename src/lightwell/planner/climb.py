@@ -16,8 +16,7 @@ from lightwell.planner.step_time import in_turns, measure_in_turns, measure_step
 from lightwell.planner.text import Text
 from lightwell.runtime.device import Device
 
-TRIAL_SHARE, TRIAL_SECONDS = 0.05, 30.0  # of the budget, for a pilot and for timing candidates: whichever is less
-PILOT_SHARE = 0.7  # of that, for the pilot
+TRIAL_SHARE, TRIAL_SECONDS = 0.05, 30.0  # of the budget, for timing candidates: whichever is less
 # Of the time goes to these trials, to evaluations, samples and saves, and to a run's steps being slower than a trial's.
 OVERHEAD = 0.2
 MOST_EPOCHS = 5  # times that a text is gone through: more gains nothing (LOG.md)
@@ -38,7 +37,7 @@ class Candidate:
 
 
 def trial_seconds(budget: float) -> float:
-    """For a pilot and for timing candidates, of a budget of so many seconds."""
+    """For timing candidates, of a budget of so many seconds."""
     return min(TRIAL_SHARE * budget, TRIAL_SECONDS)
 
 
@@ -60,8 +59,7 @@ class _Climb:
         self.parts = [share_of(config, processes) for config in self.configs]  # what this process makes of a step
         self.text, self.device, self.peak, self.seconds = text, device, peak, seconds
         self.timed: dict[int, float | None] = {}
-        share = 1.0 if text.pilot is None else 1 - PILOT_SHARE
-        self.deadline = time.perf_counter() + share * trial_seconds(seconds)
+        self.deadline = time.perf_counter() + trial_seconds(seconds)
 
     def candidates(self) -> list[Candidate]:
         place = likeliest(self.configs, self.text, self.peak, self.seconds)

@@ -9,7 +9,7 @@ from lightwell.config.check import Problems
 from lightwell.config.run import RunConfig, changed
 from lightwell.errors import ConfigError
 from lightwell.model.count import flops_per_token, parameters_of_blocks
-from lightwell.planner.predict import USUAL_VOCAB, predict_bits_per_byte
+from lightwell.planner.predict import predict_bits_per_byte
 from lightwell.planner.text import Text
 
 
@@ -105,5 +105,4 @@ def guessed_seconds(config: RunConfig, peak: float) -> float:
 
 def predicted(config: RunConfig, tokens: int, text: Text) -> float:
     model = config.model.complete()
-    vocab_size = model.vocab_size or USUAL_VOCAB
-    return predict_bits_per_byte(parameters_of_blocks(model), max(1, tokens), text, model.context_length, vocab_size)
+    return predict_bits_per_byte(parameters_of_blocks(model), max(1, tokens), text, model.context_length)

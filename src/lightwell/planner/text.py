@@ -3,28 +3,24 @@
 Sequences of three tokens are counted and held to the held-out part: about what a small model knows after a minute.
 
     difficulty  the loss of these counts, in bits per byte
-    gain        the loss when a quarter of the text is counted, over `difficulty`
     copying     the loss where what stands nearby may be copied too, over `difficulty`: attention learns to copy
-    pilot       the loss of a small model after a moment, if one was tried (pilot.py)
-    learned     `pilot` over the loss of counting as much of the text
+    vocabulary  tokens in use: how many there would be if all were as frequent (the perplexity of their frequencies)
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from lightwell.data.dataset import Dataset
 
-COUNTED, LOOKED_AT = 1_500_000, 60_000  # tokens, to count and to predict: of longer texts a part, so that figures of
-PIECE = 250  # long and short ones can be compared; in pieces of so many, from all over
-LESS = 4  # times less text, for `gain`
+COUNTED, LOOKED_AT = 1_500_000, 120_000  # tokens, to count and to predict: of longer texts a part, so that figures of
+PIECE = 1000  # long and short ones can be compared; in pieces of so many, from all over
+USUAL_VOCABULARY = 512  # of a text with 2048 different tokens
 ORDER = 3  # tokens in a row that are counted
-NEARBY, LONGEST = 128, 4  # tokens back to copy from, and tokens that are compared to find the place
-PILOT_TOKENS = 300_000  # that the pilot is trained on
-DISCOUNT = 0.75  # of a count, kept for sequences that were not seen (Ney, Essen and Kneser 1994)
+NEARBY, LONGEST = 500, 4  # tokens back to copy from, and tokens that are compared to find the place
 
 
 @dataclass(frozen=True)
@@ -33,39 +29,29 @@ class Text:
 
     tokens: int
     difficulty: float
-    gain: float
     copying: float
-    pilot: float | None = None
-
-    @property
-    def learned(self) -> float:
-        return 1.0 if self.pilot is None else self.pilot / self.bits_of_counts(PILOT_TOKENS)
-
-    def bits_of_counts(self, tokens: int) -> float:
-        """Bits per byte that counting would need after so many tokens of this text, or after all that were counted."""
-        counted = min(self.tokens, COUNTED)
-        return self.difficulty * self.gain ** math.log(counted / min(tokens, counted), LESS)
+    vocabulary: float
 
 
 def typical_text(tokens: int) -> Text:
-    """What to expect of prose and code before any of it was prepared."""
-    long = Text(COUNTED, 1.6, 1.13, 0.92)
-    return replace(long, tokens=tokens, difficulty=long.bits_of_counts(tokens))
+    """What to expect of prose and code before any of it was prepared; counting knows less of a short one."""
+    return Text(tokens, 1.6 * (COUNTED / min(tokens, COUNTED)) ** 0.11, 0.87, USUAL_VOCABULARY)
 
 
 def describe(dataset: Dataset) -> Text:
     """Look at a prepared text; a fraction of a second."""
     vocab_size, tokens = dataset.tokenizer.vocab_size, min(len(dataset.train), COUNTED)
+    train = dataset.train.scattered(tokens, max(1, tokens // PIECE))
     val = dataset.val.scattered(LOOKED_AT, LOOKED_AT // PIECE)
-    less, all_ = (
-        ngram_chances(dataset.train.scattered(n, max(1, n // PIECE)), val, vocab_size)
-        for n in (max(2, tokens // LESS), tokens)
-    )
-    nats = max(1e-9, loss(all_))
     bytes_per_token = max(1e-9, float(dataset.tokenizer.byte_lengths()[val].mean()))
-    copied = with_copying(all_, val[len(val) - len(all_) :])
-    copying = loss(copied) / max(1e-9, loss(all_[: copied.size]))
-    return Text(len(dataset.train), nats / math.log(2) / bytes_per_token, loss(less) / nats, copying)
+    chances = ngram_chances(train, val, vocab_size)
+    copied = with_copying(chances, val[len(val) - len(chances) :])
+    return Text(
+        len(dataset.train),
+        difficulty=max(1e-9, loss(chances)) / math.log(2) / bytes_per_token,
+        copying=loss(copied) / max(1e-9, loss(chances[: copied.size])),
+        vocabulary=math.exp(loss(ngram_chances(train, val, vocab_size, order=1))),
+    )
 
 
 def loss(chances: np.ndarray) -> float:
@@ -75,10 +61,10 @@ def loss(chances: np.ndarray) -> float:
 
 def ngram_chances(train: np.ndarray, val: np.ndarray, vocab_size: int, order: int = ORDER) -> np.ndarray:
     """Chances that counting `order` tokens in a row in `train` gives each token of `val`, its first ones left out:
-    interpolated Kneser-Ney smoothing.
+    interpolated Kneser-Ney smoothing, modified (Chen and Goodman 1998, section 4.4).
 
     Longest first: what is taken from sequences that were seen goes to shorter ones, and these count in how many
-    different sequences they occur, not how often (Chen and Goodman 1998, equation 26, with one discount).
+    different sequences they occur, not how often.
     """
     V, order = vocab_size, min(order, len(train), len(val))
     wanted = _in_a_row(val, order, V)
@@ -86,17 +72,26 @@ def ngram_chances(train: np.ndarray, val: np.ndarray, vocab_size: int, order: in
     found, counts = np.unique(_in_a_row(train, order, V), return_counts=True)
     for length in range(order, 0, -1):
         contexts, first = np.unique(found // V, return_index=True)
-        times, different = np.add.reduceat(counts, first), np.diff([*first, len(found)])
-        levels.append((length, found, counts, contexts, times, different))
+        taken = discounts(counts)[np.minimum(counts, 3)]
+        times, given_on = np.add.reduceat(counts, first), np.add.reduceat(taken, first)
+        levels.append((length, found, counts - taken, contexts, times, given_on))
         found, counts = np.unique(found % V ** (length - 1), return_counts=True)  # without its first token
     chance = np.full(len(wanted), 1.0 / V)
-    for length, found, counts, contexts, times, different in reversed(levels):
+    for length, found, kept, contexts, times, given_on in reversed(levels):
         grams = wanted % V**length
-        kept = np.maximum(_look_up(found, counts, grams) - DISCOUNT, 0)
-        given_on = DISCOUNT * _look_up(contexts, different, grams // V)
         seen = _look_up(contexts, times, grams // V)
-        chance = np.where(seen > 0, (kept + given_on * chance) / np.maximum(seen, 1), chance)
+        known = _look_up(found, kept, grams) + _look_up(contexts, given_on, grams // V) * chance
+        chance = np.where(seen > 0, known / np.maximum(seen, 1), chance)
     return chance
+
+
+def discounts(counts: np.ndarray) -> np.ndarray:
+    """What is taken from sequences that were seen 0, 1, 2 and more times, (4,), by how many there are of each (Chen and
+    Goodman 1998, equation 26)."""
+    once, twice, thrice, four_times = np.bincount(np.minimum(counts, 5), minlength=6)[1:5].clip(0.5)
+    share = once / (once + 2 * twice)
+    taken = [1 - 2 * share * twice / once, 2 - 3 * share * thrice / twice, 3 - 4 * share * four_times / thrice]
+    return np.array([0, *(np.clip(d, 0.05, n - 0.001) for n, d in enumerate(taken, 1))])
 
 
 def with_copying(chances: np.ndarray, ids: np.ndarray) -> np.ndarray:
