@@ -47,7 +47,18 @@ from lightwell.store.checkpoint import Checkpoint
 from lightwell.store.checkpoints import list_checkpoints
 from lightwell.store.database import RunDatabase
 from lightwell.store.run_folder import DATABASE, open_run, remove_if_empty
-from lightwell.trained import Progress, Run, Text, config_of, data_of, load, quiet, require_sizes
+from lightwell.trained import (
+    Progress,
+    Run,
+    Text,
+    config_of,
+    data_of,
+    load,
+    quiet,
+    require_config,
+    require_sizes,
+    require_tokenizer,
+)
 from lightwell.training.assemble import assemble
 from lightwell.training.loop import run as train
 from lightwell.training.outcome import hand_over, outcome_tokens
@@ -151,7 +162,9 @@ def go_on(
     with held(path, world):
         set_threads(config, world)
         checkpoint = read_for_all(path, world, say)
+        require_tokenizer(folder, checkpoint.manifest)
         require_sizes(folder, checkpoint.path)
+        require_config(folder, checkpoint.manifest)
         world.on_main(lambda: str(data_of(folder, checkpoint.manifest, verify=True).path))  # every byte, once
         dataset = data_of(folder, checkpoint.manifest)
         train_run(

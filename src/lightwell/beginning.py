@@ -25,9 +25,10 @@ from lightwell.data.prepare import prepare
 from lightwell.data.sources import collect, standard_library
 from lightwell.errors import DamagedError, RunError, UserError
 from lightwell.files.paths import command
+from lightwell.files.space import require_space
 from lightwell.files.translate import os_errors
 from lightwell.planner.choose import LONG, Choice, choose, with_rates
-from lightwell.planner.fit import require_memory
+from lightwell.planner.fit import require_memory, saving_copy
 from lightwell.planner.reading import (
     LEAST_READ,
     TYPICAL_VOCAB_SIZE,
@@ -144,6 +145,7 @@ def begin_run(
     if parent is None and begins_with_pairs(choice.config.model.complete(), choice.config):
         say("Embeddings and head begin with the pairs of tokens counted in the text.")
     require_memory(choice.config, device, processes)
+    require_space(path, saving_copy(choice.config))
     request = asked.raw | {GIVEN: asked.given}
     create(path, to_raw(choice.config), request, dataset.tokenizer, dataset.path)
     (path / ATTEMPT).unlink(missing_ok=True)

@@ -12,6 +12,7 @@
     │   ├── FormatError           .. another project's model files
     │   └── TraceError            .. the glass box was asked for something that is not there
     ├── StoppedEarly              3  stopped before the end; what is saved and how to go on
+    │   └── NothingSaved          2  .. nothing is, since no save succeeded
     └── AnswerIsNo                4  ran to the end, and the answer is no
 
 `hint` says what to do next. Nothing here imports anything.
@@ -94,6 +95,13 @@ class StoppedEarly(LightwellError):
     def __init__(self, message: str, hint: str = "", details: dict[str, object] | None = None) -> None:
         super().__init__(message, hint)
         self.details = details or {}
+
+
+class NothingSaved(StoppedEarly):
+    """Training ended and nothing of it could be saved: there is nothing to go on from."""
+
+    kind = "unsaved"
+    exit_code = 2
 
 
 class AnswerIsNo(LightwellError):

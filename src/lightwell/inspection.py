@@ -37,6 +37,7 @@ from lightwell.planner.text import describe, typical_text
 from lightwell.runtime.device import Device, choose_device
 from lightwell.runtime.peak import measure_peak_flops
 from lightwell.runtime.threads import set_threads
+from lightwell.store.checkpoint import FOLDER as CHECKPOINTS
 from lightwell.store.checkpoint import checkpoint_manifest, write_checkpoint
 from lightwell.store.checkpoints import list_checkpoints, newest_good, pin, step_of, verify_checkpoint
 from lightwell.store.database import RunDatabase
@@ -54,6 +55,7 @@ from lightwell.trained import (
     outcome_of,
     quiet,
     recorded,
+    require_config,
     require_sizes,
     require_tokenizer,
 )
@@ -212,8 +214,18 @@ def check_run(path: str | Path) -> list[dict[str, Any]]:
     for checkpoint in list_checkpoints(path):
         row(checkpoint, lambda checkpoint=checkpoint: verify_checkpoint(checkpoint))
     newest = newest_good(path, set_aside=False)
+    if newest is None:
+        said = "expected a good checkpoint, found none."
+        rows.append({"path": str(path / CHECKPOINTS), "good": False, "said": said})
     manifest = checkpoint_manifest(newest) if newest else {}
-    row(path / CONFIG, lambda: require_sizes(folder, newest) if newest else config_of(folder))
+
+    def require_own_config() -> None:
+        config_of(folder)
+        if newest:
+            require_sizes(folder, newest)
+            require_config(folder, manifest)
+
+    row(path / CONFIG, require_own_config)
     row(path / TOKENIZER, lambda: require_tokenizer(folder, manifest))
     if (path / DATABASE).exists():
         row(path / DATABASE, lambda: RunDatabase(path / DATABASE, read_only=True).close())

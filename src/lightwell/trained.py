@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from lightwell.config.gpt import ModelConfig
-from lightwell.config.run import RunConfig, parse
+from lightwell.config.run import RunConfig, parse, what_decides
 from lightwell.data.dataset import Dataset, open_dataset
 from lightwell.data.shards import TokenStream
 from lightwell.data.sources import collect, standard_library
@@ -37,7 +37,7 @@ from lightwell.training.outcome import OUTCOME
 
 Text = str | Path | Sequence[str | Path]
 Progress = Callable[[int, int | None, str], None]
-_PUT_BACK = "Put back the tokenizer.json that belongs to the run."
+_PUT_BACK = "Put back the tokenizer.json that belongs to the run; the data it was trained on has a copy."
 
 
 def quiet(*_: Any) -> None:
@@ -203,8 +203,15 @@ def config_of(folder: RunFolder) -> RunConfig:
 def require_sizes(folder: RunFolder, checkpoint: Path) -> None:
     """Raise DamagedError for a config that has other sizes than a checkpoint's weights."""
     with torch.device("meta"):
-        expected = GPT(config_of(folder).model.complete()).state_dict()
+        model = GPT(config_of(folder).model.complete())
+    expected, named = model.state_dict(), {name for name, _ in model.named_parameters()}
     header, _ = safetensors_header(checkpoint / MODEL, error=DamagedError)
+    stored = header.keys() - {"__metadata__"}
+    if others := sorted((named - stored) | (stored - expected.keys())):
+        raise DamagedError(
+            f"expected weights of the sizes that {folder.path / CONFIG} says, got another model's: {others[0]}.",
+            "Put back the config.toml that belongs to the run.",
+        )
     for name, tensor in expected.items():
         found = header.get(name, {}).get("shape")
         if found is not None and found != list(tensor.shape):
@@ -214,8 +221,32 @@ def require_sizes(folder: RunFolder, checkpoint: Path) -> None:
             )
 
 
+def require_config(folder: RunFolder, manifest: Mapping[str, Any]) -> None:
+    """Raise DamagedError for a config of another run than the one that this manifest's checkpoint is of."""
+    now = what_decides(config_of(folder))
+    before = what_decides(parse(manifest["config"])) if "config" in manifest else now  # runs of before did not keep it
+    differences = [
+        f"{section}.{key}: {before.get(section, {}).get(key)} -> {now.get(section, {}).get(key)}"
+        for section in sorted(before.keys() | now.keys())
+        for key in sorted(before.get(section, {}).keys() | now.get(section, {}).keys())
+        if before.get(section, {}).get(key) != now.get(section, {}).get(key)
+    ]
+    if differences:
+        raise DamagedError(
+            f"expected the config that {folder.path} was begun with, got differences: {'; '.join(differences)}.",
+            "Put back the config.toml that belongs to the run; for other settings begin a new one"
+            f" ({command('pretrain', 'TEXT', '--from', folder.path)}), for more steps:"
+            f" {command('resume', folder.path, '--extend-steps', 'N')}.",
+        )
+
+
 def require_tokenizer(folder: RunFolder, manifest: Mapping[str, Any]) -> None:
-    """Raise TokenizerError for another tokenizer than the one that this manifest's checkpoint was trained with."""
+    """Raise TokenizerError for another tokenizer than the one that this manifest's checkpoint was trained with, or a
+    damaged one."""
+    try:
+        _ = folder.tokenizer
+    except TokenizerError as error:
+        raise TokenizerError(error.message, f"{error.hint} {_PUT_BACK}".strip()) from error
     if manifest.get("tokenizer", folder.tokenizer.hash) != folder.tokenizer.hash:
         raise TokenizerError(f"expected the tokenizer that {folder.path} was trained with, got another one.", _PUT_BACK)
 
@@ -229,8 +260,8 @@ def data_of(folder: RunFolder, manifest: Mapping[str, Any], verify: bool = False
     if path is None or not path.is_dir():
         raise RunError(
             f"expected the data of {folder.path}{f' in {path}' if path else ''}, found none.",
-            f"Give a text: {command('evaluate', folder.path, 'TEXT')}. To train on other data:"
-            f" {command('pretrain', 'TEXT', '--from', folder.path)}.",
+            "Restore it from a copy. Without it there are"
+            f" {command('evaluate', folder.path, 'TEXT')} and {command('pretrain', 'TEXT', '--from', folder.path)}.",
         )
     dataset = open_dataset(path, verify)
     if manifest.get("dataset", dataset.fingerprint) != dataset.fingerprint:

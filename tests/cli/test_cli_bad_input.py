@@ -164,6 +164,49 @@ def test_all_checkpoints_broken(capsys, copy):
     code, sentence = said(capsys, "generate", str(copy), "Line")
     assert code == 2
     assert "good checkpoint" in sentence
+    assert said(capsys, "runs", str(copy), "--check")[0] == 4
+    shutil.rmtree(copy / "checkpoints")
+    (copy / "checkpoints").mkdir()
+    assert said(capsys, "runs", str(copy), "--check")[0] == 4, "nothing is wrong with what is there, but it is no model"
+
+
+@pytest.mark.parametrize(
+    ("key", "other", "word"),
+    [
+        ("n_layers = 4", "n_layers = 5", "blocks.4"),
+        ("n_layers = 4", "n_layers = 2", "blocks.2"),
+        ('name = "muon"', 'name = "adamw"', "optimizer.name: muon -> adamw"),
+        ("batch_size = 4", "batch_size = 8", "train.batch_size: 4 -> 8"),
+        ("steps = 3", "steps = 5", "--extend-steps"),
+        ("seed = 1337", "seed = 1", "run.seed: 1337 -> 1"),
+    ],
+)
+def test_a_config_that_was_changed_is_another_runs(capsys, copy, key, other, word):
+    """Going on would be another training without a word."""
+    config = (copy / "config.toml").read_text(encoding="utf-8")
+    assert key in config
+    (copy / "config.toml").write_text(config.replace(f"\n{key}\n", f"\n{other}\n"), encoding="utf-8")
+    code, sentence = said(capsys, "resume", str(copy), "--extend-steps", "2")
+    assert code == 2
+    assert one_sentence(sentence), sentence
+    assert word in sentence, sentence
+    assert run(["runs", str(copy), "--check"]) == 4
+
+
+def test_a_config_may_say_otherwise_what_decides_no_number(capsys, copy):
+    config = (copy / "config.toml").read_text(encoding="utf-8")
+    (copy / "config.toml").write_text(config.replace("keep = 3", "keep = 1"), encoding="utf-8")
+    assert run(["resume", str(copy), "--extend-steps", "1"]) == 0
+    assert len(list((copy / "checkpoints").glob("step-*"))) <= 2, "the last and the best"
+
+
+def test_a_damaged_tokenizer_is_noticed_before_the_first_step(capsys, copy):
+    (copy / "tokenizer.json").write_bytes(b"")
+    code, sentence = said(capsys, "resume", str(copy), "--extend-steps", "2")
+    assert code == 2
+    assert one_sentence(sentence), sentence
+    assert "Put back the tokenizer.json" in sentence
+    assert max(int(path.name.split("-")[1]) for path in (copy / "checkpoints").glob("step-*")) == 3
 
 
 def test_a_tokenizer_that_does_not_fit_the_model(capsys, copy, text_file, tmp_path):
@@ -269,7 +312,7 @@ def test_an_unknown_command_and_none(capsys):
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_in_the_middle_saves_and_says_how_to_go_on(text_file, tmp_path, number):
     out = tmp_path / "run"
     command = [*LIGHTWELL, "pretrain", str(text_file), "--steps", "100000", *SMALL, "--out", str(out)]
@@ -283,6 +326,79 @@ def test_a_signal_in_the_middle_saves_and_says_how_to_go_on(text_file, tmp_path,
     assert process.returncode == 3, words
     assert f"lightwell resume {out}" in words
     assert "Traceback" not in words
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("command", ["pretrain", "plan"])
+def test_a_signal_before_the_first_step_is_said_in_json(text_file, tmp_path, number, command):
+    out = ["--out", str(tmp_path / "run")] if command == "pretrain" else []
+    arguments = [*LIGHTWELL, command, str(text_file), "--minutes", "30", *out, "--json"]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    time.sleep(4)
+    process.send_signal(number)
+    answer, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert json.loads(answer)["error"]["kind"] == "interrupted"
+
+
+def test_a_working_folder_that_was_deleted(tmp_path):
+    (tmp_path / "gone").mkdir()
+    done = subprocess.run(
+        ["sh", "-c", f"cd {tmp_path}/gone; rmdir {tmp_path}/gone; exec {' '.join(LIGHTWELL)} runs"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert one_sentence(done.stderr), done.stderr
+    assert "deleted" in done.stderr
+
+
+def test_what_a_shells_empty_variable_leaves(capsys, text_file, tmp_path):
+    for command in (
+        ["plan", str(text_file), "--steps", "3", "--config", ""],
+        ["pretrain", str(text_file), "--steps", "1", "--out", ""],
+        ["resume", ""],
+        ["runs", ""],
+    ):
+        code, sentence = said(capsys, *command)
+        assert code == 2
+        assert one_sentence(sentence), sentence
+        assert "variable of the shell" in sentence
+
+
+@pytest.mark.parametrize("minutes", ["nan", "-1", "0", "inf"])
+def test_a_time_to_stop_after_that_is_none(capsys, text_file, tmp_path, minutes):
+    out = tmp_path / "run"
+    arguments = ["pretrain", str(text_file), "--steps", "1", *SMALL, "--out", str(out), "--stop-after", minutes]
+    code, sentence = said(capsys, *arguments)
+    assert code == 2
+    assert one_sentence(sentence), sentence
+    assert "--stop-after" in sentence
+    assert not out.exists()
+
+
+def test_sizes_beyond_all_measure_are_refused_at_once(capsys, text_file):
+    for setting in ("train.batch_size=100000000000", "budget.minutes=1e308"):
+        code, sentence = said(capsys, "plan", str(text_file), "--preset", "nano", "--set", setting)
+        assert code == 2
+        assert one_sentence(sentence), sentence
+        assert "at most" in sentence
+
+
+def test_a_disk_too_small_for_one_checkpoint_is_noticed_before_the_first_step(capsys, monkeypatch, text_file, tmp_path):
+    from lightwell import beginning
+    from lightwell.errors import SpaceError
+
+    def full(path, n_bytes):
+        assert n_bytes > 10_000
+        raise SpaceError(f"expected space for {path}.")
+
+    monkeypatch.setattr(beginning, "require_space", full)
+    code, sentence = said(capsys, "pretrain", str(text_file), "--steps", "1", *SMALL, "--out", str(tmp_path / "run"))
+    assert code == 2
+    assert "expected space" in sentence
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
 
 
 @pytest.mark.slow

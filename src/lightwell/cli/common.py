@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
@@ -71,6 +72,11 @@ class Stopper:
     """Why to stop: a signal, or the time that a job was given. Called by the loop after each step."""
 
     def __init__(self, seconds: float | None, elapsed: Callable[[], float]) -> None:
+        if seconds is not None and not 0 < seconds < math.inf:
+            raise UserError(
+                f"expected more than 0 minutes for --stop-after, got {seconds / 60:g}.",
+                "Leave it out to train to the end.",
+            )
         self.seconds, self.elapsed = seconds, elapsed
         self.reason: str | None = None
         self.training = False  # before training a signal ends at once: nothing is lost
@@ -84,19 +90,23 @@ class Stopper:
 
 @contextmanager
 def stop_by_signal(stopper: Stopper) -> Iterator[None]:
-    """SIGINT and SIGTERM ask for a stop after the step; a second one ends at once with 128 + signal."""
+    """SIGINT, SIGTERM and SIGHUP ask for a stop after the step; a second one ends at once with 128 + signal."""
 
     def handle(number: int, frame: Any) -> None:
         if stopper.reason is not None:
             os._exit(128 + number)
         if not stopper.training:
-            raise KeyboardInterrupt
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            sys.exit(128 + number)
         stopper.reason = f"{signal.Signals(number).name} received"
         if is_main():
             with suppress(OSError):  # a reader that the same signal has ended, as in `2>&1 | tee log`
                 os.write(2, b"\nFinishing the step and saving; once more to end at once.\n")
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    asked = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if name in signal.Signals.__members__]
+    heeded = [number for number in asked if signal.getsignal(number) is not signal.SIG_IGN]  # by nohup it is ignored
+    before = {number: signal.signal(number, handle) for number in heeded}
     try:
         yield
     finally:

@@ -44,6 +44,8 @@ COMMANDS = {  # name -> one line for --help; the command lives in cli/<name>.py 
     "selftest": "Is this device right, does resume hold here.",
 }
 INTERRUPTED = 130  # as shells say it: 128 + SIGINT
+TOLD_TO_END = [signal.Signals[name] for name in ("SIGTERM", "SIGHUP") if name in signal.Signals.__members__]
+TAKE_ANY_TEXT = ("generate", "tokenize", "trace", "verify", "diagnose", "explain")  # an empty one too
 REPORT = "This is a bug in Lightwell. Please report it with the lines above."
 
 
@@ -94,8 +96,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit with its code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     open_what_is_closed()
-    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, end_in_order)
+    for number in TOLD_TO_END:
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, end_in_order)
     try:
         code = run(arguments)
     except SystemExit as left:
@@ -124,13 +127,25 @@ def open_what_is_closed() -> None:
 def run(arguments: list[str]) -> int:
     """Run a command and return its exit code."""
     as_json = "--json" in arguments
+    try:
+        os.getcwd()
+    except FileNotFoundError:  # PyTorch's libraries are not found from there
+        return fail("user", "expected a working folder, got one that was deleted.", "cd to another one.", 2, as_json)
+    if "" in arguments and arguments[0] not in TAKE_ANY_TEXT:
+        return fail("user", "expected a name, got an empty path.", "Is a variable of the shell's not set?", 2, as_json)
+    arguments = arguments or ["--help"]
     if isinstance(sys.stdout, TextIOWrapper):  # a terminal of few characters, a path that is not UTF-8: written \u...
         sys.stdout.reconfigure(errors="backslashreplace")
     trains = arguments[:1] in (["pretrain"], ["resume"]) and not {"--help", "-h"} & set(arguments)
     let_threads_wait_as_fits() if trains else let_threads_sleep()
     try:
         result = get_command(app).main(args=arguments, prog_name="lightwell", standalone_mode=False)
-        sys.stdout.flush()
+        try:
+            sys.stdout.flush()
+        except OSError as error:
+            if isinstance(error, BrokenPipeError) or (theirs := translate(error, "write to standard output")) is None:
+                raise
+            return fail(theirs.kind, theirs.message, "The command has done its work; what it said is lost.", 2, False)
         if result == INTERRUPTED:  # what Typer makes of a KeyboardInterrupt
             return interrupted(as_json)
         return result if isinstance(result, int) else 0
@@ -142,6 +157,8 @@ def run(arguments: list[str]) -> int:
         return interrupted(as_json)
     except (BrokenPipeError, SystemExit) as error:
         if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+            if error.code in [128 + number for number in TOLD_TO_END]:
+                return interrupted(as_json, int(error.code or 0))
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader, such as `head`, has seen enough
         return 0
@@ -154,12 +171,15 @@ def run(arguments: list[str]) -> int:
             return fail("usage", error.format_message(), f"See: {where} --help", 2, as_json)
         if isinstance(error, OSError) and (theirs := translate(error, "read and write files")):
             return fail(theirs.kind, theirs.message, theirs.hint, theirs.exit_code, as_json)
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # PyTorch's words
+            hint = "Close other programs, or choose a smaller model or batch."
+            return fail("memory", "expected more free memory than there is.", hint, 2, as_json)
         traceback.print_exc()
         return fail("internal", f"{type(error).__name__}: {error}", REPORT, 1, as_json)
 
 
-def interrupted(as_json: bool) -> int:
-    return fail("interrupted", "interrupted; what was saved before is still there.", "", INTERRUPTED, as_json)
+def interrupted(as_json: bool, code: int = INTERRUPTED) -> int:
+    return fail("interrupted", "interrupted; what was saved before is still there.", "", code, as_json)
 
 
 def fail(kind: str, message: str, hint: str, code: int, as_json: bool, details: Any = None) -> int:

@@ -57,7 +57,7 @@ def pretrain(
         found = profile_training(text or None, **request)
         show_json(found) if json else print(found["table"])
         return
-    stopper = Stopper(stop_after and 60 * stop_after, lambda: time.perf_counter() - BEGAN)
+    stopper = Stopper(None if stop_after is None else 60 * stop_after, lambda: time.perf_counter() - BEGAN)
     with stop_by_signal(stopper), working() as progress:
         run = train(
             text or None, out=out, weights_from=from_, observers=[TrainingProgress()], stop=stopper, say=say,

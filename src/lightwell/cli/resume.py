@@ -27,7 +27,7 @@ def resume(
     from lightwell.cli.progress import TrainingProgress
     from lightwell.cli.result import show_result
 
-    stopper = Stopper(stop_after and 60 * stop_after, lambda: time.perf_counter() - began)
+    stopper = Stopper(None if stop_after is None else 60 * stop_after, lambda: time.perf_counter() - began)
     shown = TrainingProgress()
     with stop_by_signal(stopper):
         trained = go_on(run, extend_steps=extend_steps, observers=[shown], stop=stopper, say=say)

@@ -14,14 +14,16 @@ Raw = dict[str, Any]
 def read_toml(path: Path) -> Raw:
     """A TOML file as nested dictionaries. Raises UserError naming the file and the line."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows begins a file with a mark
     except FileNotFoundError:
         hint = "`lightwell presets nano` prints one."
         raise UserError(f"expected a config file, found nothing at {path}.", hint) from None
     except IsADirectoryError:
-        raise UserError(f"expected a config file, {path} is a folder.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"expected TOML in {path}, got: {error}.") from None
+        raise UserError(f"expected a config file, {path} is a folder.", "Name the file in it.") from None
+    except (ValueError, RecursionError) as error:  # TOML's own, other encodings, huge numbers
+        raise UserError(
+            f"expected TOML in {path}, got: {error}.", "`lightwell presets nano` prints a whole config that works."
+        ) from None
 
 
 def merge(*layers: Raw) -> Raw:

@@ -17,6 +17,7 @@ from lightwell.errors import ConfigError
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
+Sequences = Annotated[int, Field(gt=0, le=2**20)]
 Share = Annotated[float, Field(ge=0, le=1)]
 FAMILIES: dict[str, type[GPTConfig] | type[ModernConfig]] = {"gpt2": GPTConfig, "modern": ModernConfig}
 
@@ -112,7 +113,7 @@ class BudgetSection(Strict):
 
     steps: Size | None = None
     tokens: Size | None = None
-    minutes: Positive | None = None
+    minutes: Annotated[float, Field(gt=0, le=10**7)] | None = None
     most_tokens: Size | None = None  # end sooner than the minutes: a short text is learned by heart; left out: a rule
 
     @classmethod
@@ -124,7 +125,7 @@ class BudgetSection(Strict):
 
 
 class TrainSection(Strict):
-    batch_size: Size | None = None  # sequences per step over all processes and micro-batches
+    batch_size: Sequences | None = None  # per step, over all processes and micro-batches
     micro_batch_size: Size | None = None  # sequences at once in one process; left out: as many as fit
     init: Literal["bigram", "random"] | None = None  # counted embeddings, copying heads; left out: where modern, untied
     clip: NonNegative = 1.0  # largest norm of the whole gradient; 0: no limit
@@ -218,6 +219,14 @@ def to_raw(config: RunConfig) -> dict[str, Any]:
         if given:
             raw[name] = given
     return raw
+
+
+def what_decides(config: RunConfig) -> dict[str, Any]:
+    """The keys, as `to_raw` has them, by which a run's numbers come out as they do: another value is another run."""
+    raw = to_raw(config)
+    raw["train"] = {key: value for key, value in raw["train"].items() if key not in ("prompts", "sample_tokens")}
+    raw["run"] = {"seed": config.run.seed}
+    return {name: section for name, section in raw.items() if name not in ("checkpoint", "runtime", "glass")}
 
 
 def changed(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:

@@ -230,6 +230,12 @@ def _json_lines(file: File, start: int, data: bytes) -> Iterator[tuple[int, byte
             continue
         try:
             text = json.loads(line)["text"].encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f'expected {{"text": "..."}} in the line at offset {where} of {shown(file.path)}, got half a character'
+                f" (\\u{ord(error.object[error.start]):04x} alone).",
+                "Leave the line out.",
+            ) from error
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             found = line[:40].decode(errors="replace")
             raise DataError(

@@ -149,7 +149,7 @@ def value_depth(value: Any) -> int:
 
 def _read(path: Path, max_bytes: int, error: type[UserError]) -> bytes:
     with open(path, "rb") as file:
-        data = file.read(max_bytes + 1)
+        data = file.read(min(max_bytes, path.stat().st_size) + 1)  # so much memory is taken, whatever there is
     if len(data) > max_bytes:
         raise error(f"expected at most {in_words(max_bytes)} in {path}, got {in_words(path.stat().st_size)}.")
     return data

@@ -22,7 +22,7 @@ def require_space(path: Path, n_bytes: int) -> None:
     if free < n_bytes + MARGIN:
         raise SpaceError(
             f"expected {in_words(n_bytes + MARGIN)} of free space for {path}, got {in_words(free)}.",
-            "Free some space or choose another disk; of a run's, keep fewer checkpoints (checkpoint.keep).",
+            "Free some space or choose another disk.",
         )
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightwell.errors import RunError, StoppedEarly, UserError
+from lightwell.errors import NothingSaved, RunError, StoppedEarly, UserError
 from lightwell.files.atomic import json_bytes
 from lightwell.files.cache import HashCache
 from lightwell.files.paths import command
@@ -209,10 +209,15 @@ class BackgroundWriter:
 
     def _stopped(self) -> StoppedEarly:
         good = newest_good(self.run, set_aside=False)
-        last = f"the last good checkpoint is step {step_of(good)}" if good else "there is no good checkpoint"
         times = f"{self._failures} failures in a row" if self._failures > 1 else "a failure"
+        if good is None:
+            return NothingSaved(
+                f"expected to save the run, got {times}: {self._last_error} Stopped; there is no good checkpoint.",
+                "Then give the same command again.",
+            )
         return StoppedEarly(
-            f"expected to save the run, got {times}: {self._last_error} Stopped; {last}.",
-            f"Then go on with `{command('resume', self.run)}`." if good else "",
-            {"step": step_of(good) if good else None, "checkpoint": str(good) if good else None},
+            f"expected to save the run, got {times}: {self._last_error} Stopped; the last good checkpoint is"
+            f" step {step_of(good)}.",
+            f"Then go on with `{command('resume', self.run)}`.",
+            {"step": step_of(good), "checkpoint": str(good)},
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from lightwell.config.gpt import ModelConfig
-from lightwell.config.run import RunConfig
+from lightwell.config.run import RunConfig, what_decides
 from lightwell.data.batches import Batch, Batches
 from lightwell.data.dataset import Dataset
 from lightwell.data.prefetch import Prefetch
@@ -93,6 +93,7 @@ def assemble(
     state = TrainState()
     now = environment(device, world) | {"kernels": (built() if device.kind == "cpu" else None) or "PyTorch"}
     about = {"environment": now, "dataset": dataset.fingerprint, "tokenizer": dataset.tokenizer.hash}
+    about |= {"config": what_decides(config)}
     saver = Saver(run, replicas, optimizer, config.checkpoint, world, record, about, observers)
     pace = Pace(config.budget, config.schedule, tokens_per_step, began=began, world=world)
     if checkpoint is None:
