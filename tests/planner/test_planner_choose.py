@@ -62,6 +62,14 @@ def test_a_short_text_means_a_small_model_however_long_the_time(fake_speed):
     assert sizes == sorted(set(sizes))
 
 
+def test_a_short_text_has_short_windows_unless_they_are_fixed(fake_speed):
+    short = replace(TEXT, tokens=200_000)
+    assert chosen(3600, text=short).config.model.context_length <= planner.SHORT_WINDOW
+    assert chosen(3600).config.model.context_length > planner.SHORT_WINDOW
+    fixed = chosen(3600, {"budget": {"minutes": 60}, "model": {"context_length": 1024}}, text=short)
+    assert fixed.config.model.context_length == 1024
+
+
 def test_a_short_text_is_gone_through_a_few_times_and_that_is_said(fake_speed):
     text = replace(TEXT, tokens=50_000)
     choice = chosen(3600, text=text)
@@ -126,9 +134,9 @@ def test_heads_are_wide_and_two_at_least():
 
 def test_a_context_that_was_fixed_leaves_the_tokens_of_a_step_as_they_are():
     for context_length in (32, 100, 4096):
-        for rung, config in zip(
-            ladder.LADDER, ladder.candidates(parse({"model": {"context_length": context_length}}), 512).values()
-        ):
+        rungs = [rung for rung in ladder.LADDER if rung != ladder.Rung(256, 2, 1024, 4)]  # then it is one with another
+        made = ladder.candidates(parse({"model": {"context_length": context_length}}), 512).values()
+        for rung, config in zip(rungs, made, strict=True):
             rows = ladder.tokens_per_step(config) / context_length
             assert rows == max(1, round(rung.batch_size * rung.context_length / context_length))
 

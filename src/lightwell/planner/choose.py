@@ -17,11 +17,13 @@ from lightwell.planner.climb import MOST_EPOCHS, Candidate, candidate, climb, mo
 from lightwell.planner.compiling import try_compile
 from lightwell.planner.fit import free_memory, share_of, split_to_fit, tried_in_memory
 from lightwell.planner.ladder import candidates, name_of, predicted, tokens_per_step
+from lightwell.planner.predict import LEAST_LONG
 from lightwell.planner.text import Text
 from lightwell.runtime.device import Device
 from lightwell.training.rates import decay_beside_muon, rate_beside_muon
 
 LEAST_STEPS = 100  # in which a model can begin to learn, where the batch is open
+SHORT_WINDOW = 512  # tokens, at most, for a short text
 LONG = 10**9  # tokens of a run after which rates change no more
 
 
@@ -48,7 +50,7 @@ def choose(
 
     Raises ConfigError if no rung fits what the user fixed.
     """
-    possible = candidates(config, vocab_size, processes)
+    possible = of_short_windows(candidates(config, vocab_size, processes), text)
     in_memory = {name: split_to_fit(rung, free_memory(device), device, processes) for name, rung in possible.items()}
     rungs = {name: rung for name, rung in in_memory.items() if rung} or dict(list(possible.items())[:1])
     if seconds is None:
@@ -85,6 +87,13 @@ def choose(
             "candidates": {c.name: c.bits_per_byte for c in tried},
         },
     )
+
+
+def of_short_windows(rungs: dict[str, RunConfig], text: Text) -> dict[str, RunConfig]:
+    """The rungs that suit a text: of a short one long windows are too few, and it does better without (LOG.md)."""
+    if text.tokens >= LEAST_LONG:
+        return rungs
+    return {name: rung for name, rung in rungs.items() if (rung.model.context_length or 0) <= SHORT_WINDOW} or rungs
 
 
 def with_rates(config: RunConfig, tokens: int, unique: float) -> RunConfig:

@@ -36,7 +36,7 @@ class Law(NamedTuple):
     nu: float
 
 
-LONG = Law(alpha=0.348, beta=0.394, delta=1.05, kappa=1.49, E=0.693, N_c=0.00371, D_c=0.0379, tau=0.261, nu=0.0749)
+LONG = Law(alpha=0.348, beta=0.393, delta=1.05, kappa=1.49, E=0.691, N_c=0.00379, D_c=0.0382, tau=0.264, nu=0.0753)
 SHORT = Law(alpha=0.502, beta=0.279, delta=0.988, kappa=0.466, E=0.639, N_c=0.0443, D_c=0.00764, tau=-0.004, nu=0.0954)
 LEAST_LONG = 300_000  # tokens of a text that is not a short one
 USUAL_CONTEXT, LONGEST_CONTEXT = 256, 1024  # tokens, of the runs behind the law
