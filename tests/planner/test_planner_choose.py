@@ -152,6 +152,13 @@ def test_several_processes_can_share_what_is_chosen(fake_speed, processes, secon
     assert together.expected["step_seconds"] < alone.expected["step_seconds"] or size(together) > size(alone)
 
 
+def test_a_model_that_was_fixed_gets_the_batch_of_the_rung_that_is_nearest():
+    for (layers, width), batch in {(2, 192): 8, (2, 128): 8, (14, 768): 128, (3, 512): 8}.items():
+        sizes = {"n_layers": layers, "emb_dim": width, "context_length": 512}
+        (made,) = ladder.candidates(parse({"model": sizes}), 512).values()
+        assert made.train.batch_size == batch, (layers, width)
+
+
 def test_an_odd_width_is_one_that_no_head_takes():
     with pytest.raises(ConfigError, match=r"head_dim|n_heads|emb_dim"):
         chosen(300, {"model": {"emb_dim": 65}})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,8 +43,9 @@ HEAD_DIM = {"modern": 128, "gpt2": 64}  # numbers of a head, where the heads are
 
 
 def candidates(config: RunConfig, vocab_size: int, processes: int = 1) -> dict[str, RunConfig]:
-    """The rungs of the ladder around what is fixed, smallest first, equal ones once. ConfigError if none fits."""
-    rungs: dict[str, RunConfig] = {}
+    """The rungs of the ladder around what is fixed, smallest first. Of those that become the same model the batch of
+    the one nearest in size: predictions know nothing of batches. ConfigError if none fits."""
+    rungs: list[tuple[float, RunConfig]] = []
     problems: Problems = []
     for rung in LADDER:
         try:
@@ -51,11 +53,16 @@ def candidates(config: RunConfig, vocab_size: int, processes: int = 1) -> dict[s
         except ConfigError as error:
             problems = error.problems
             continue
-        if made not in rungs.values():
-            rungs[name_of(made)] = made
+        sizes = made.model.complete()
+        away = abs(math.log(rung.n_layers * rung.emb_dim**2 / (sizes.n_layers * sizes.emb_dim**2)))
+        same = next((place for place, (_, other) in enumerate(rungs) if other.model == made.model), None)
+        if same is None:
+            rungs.append((away, made))
+        elif away < rungs[same][0]:
+            rungs[same] = away, made
     if not rungs:
         raise ConfigError(problems, "Fix fewer sizes, or all of them.")
-    return rungs
+    return {name_of(made): made for _, made in rungs}
 
 
 def complete(config: RunConfig, rung: Rung, vocab_size: int | None, processes: int = 1) -> RunConfig:
