@@ -47,7 +47,7 @@ POINTS = (
 USUAL_TAU, USUAL_NU = 0.4, 0.1
 HELD_OUT = 80_000  # tokens that each run is measured on
 ROUND = 0.02  # errors below it count by their square
-PRIOR = 1e-2  # weight of staying near `usual`: a few points cannot tell all ten constants apart
+PRIOR = 1e-2  # weight of staying near `usual`: a few points cannot tell all nine constants apart
 
 
 @cache

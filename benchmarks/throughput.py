@@ -3,10 +3,10 @@
     python benchmarks/throughput.py --nanogpt PATH [--rounds 3] [--threads 2] [--only 50304]
     python benchmarks/throughput.py --nanogpt PATH --device cuda    # gpt2-124m, both compiled, both in bfloat16
 
-Ours is the loop's own step on the gpt2 family with AdamW, in float32 and in the dtype
-that a run would take; nanoGPT's is its model and optimizer from the checkout in float32, compiled and not, the
-better of the two counting. Random tokens. Also the share of the matrix-product peak: of float32 (2048 cubed) on a CPU,
-of bfloat16 on a GPU.
+Ours is the loop's own step on the gpt2 family with AdamW, in float32 and in the dtype that a run
+would take; nanoGPT's is its model and optimizer from the checkout in float32, compiled and not, the better of the two
+counting. Random tokens. Also the share of the matrix-product peak: of float32 (2048 cubed) on a CPU, of bfloat16 on a
+GPU.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lightwell.config.load import merge, parse_settings, read_toml
 from lightwell.config.presets import preset as read_preset
-from lightwell.config.run import RunConfig, changed, parse, to_raw
+from lightwell.config.run import RunConfig, changed, differences, parse, to_raw
 from lightwell.data.dataset import Dataset, is_dataset, open_dataset
 from lightwell.data.prepare import prepare
 from lightwell.data.sources import collect, standard_library
@@ -174,19 +174,14 @@ def can_go_on(path: Path, asked: Request, force: bool, say: Say) -> bool:
         return False  # another process may be about to train here: the lock will tell
     before = open_run(path, need_checkpoint=False).request
     now = asked.raw | ({GIVEN: asked.given} if GIVEN in before else {})  # runs of before did not keep that
-    differences = [
-        f"{section}.{key}: {before.get(section, {}).get(key)} -> {now.get(section, {}).get(key)}"
-        for section in sorted(before.keys() | now.keys())
-        for key in sorted(before.get(section, {}).keys() | now.get(section, {}).keys())
-        if before.get(section, {}).get(key) != now.get(section, {}).get(key)
-    ]
-    if differences and not force:
+    others = differences(before, now)
+    if others and not force:
         raise RunError(
-            f"expected {path} to be free or a run asked for the same, got differences: {'; '.join(differences)}.",
+            f"expected {path} to be free or a run asked for the same, got differences: {'; '.join(others)}.",
             f"Go on as it was with `{command('resume', path)}`, or choose another --out.",
         )
-    if differences:
-        say(f"Going on with {path} as it was first asked for; ignored: {'; '.join(differences)}")
+    if others:
+        say(f"Going on with {path} as it was first asked for; ignored: {'; '.join(others)}")
     return True
 
 
@@ -310,7 +305,7 @@ def without_prediction(choice: Choice, parent: Path) -> Choice:
     """Of a run that goes on from another's weights: the law behind predictions knows models that begin anew."""
     expected = {key: value for key, value in choice.expected.items() if key in ("tokens", "step_seconds")}
     said = f"Begins with the weights of {parent}; of such a run nothing is predicted."
-    kept = [reason for reason in choice.reasons if not reason.startswith(("Predicted", "Chosen", "Tried on this text"))]
+    kept = [reason for reason in choice.reasons if not reason.startswith(("Predicted", "Chosen"))]
     return replace(choice, reasons=[*kept, said], expected=expected)
 
 

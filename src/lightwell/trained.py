@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from lightwell.config.gpt import ModelConfig
-from lightwell.config.run import RunConfig, parse, what_decides
+from lightwell.config.run import RunConfig, differences, parse, what_decides
 from lightwell.data.dataset import Dataset, open_dataset
 from lightwell.data.shards import TokenStream
 from lightwell.data.sources import collect, standard_library
@@ -225,15 +225,9 @@ def require_config(folder: RunFolder, manifest: Mapping[str, Any]) -> None:
     """Raise DamagedError for a config of another run than the one that this manifest's checkpoint is of."""
     now = what_decides(config_of(folder))
     before = what_decides(parse(manifest["config"])) if "config" in manifest else now  # runs of before did not keep it
-    differences = [
-        f"{section}.{key}: {before.get(section, {}).get(key)} -> {now.get(section, {}).get(key)}"
-        for section in sorted(before.keys() | now.keys())
-        for key in sorted(before.get(section, {}).keys() | now.get(section, {}).keys())
-        if before.get(section, {}).get(key) != now.get(section, {}).get(key)
-    ]
-    if differences:
+    if others := differences(before, now):
         raise DamagedError(
-            f"expected the config that {folder.path} was begun with, got differences: {'; '.join(differences)}.",
+            f"expected the config that {folder.path} was begun with, got differences: {'; '.join(others)}.",
             "Put back the config.toml that belongs to the run; for other settings begin a new one"
             f" ({command('pretrain', 'TEXT', '--from', folder.path)}), for more steps:"
             f" {command('resume', folder.path, '--extend-steps', 'N')}.",

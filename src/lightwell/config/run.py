@@ -229,6 +229,16 @@ def what_decides(config: RunConfig) -> dict[str, Any]:
     return {name: section for name, section in raw.items() if name not in ("checkpoint", "runtime", "glass")}
 
 
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Each key of two nested dictionaries that has another value, as "section.key: before -> now"."""
+    return [
+        f"{section}.{key}: {before.get(section, {}).get(key)} -> {now.get(section, {}).get(key)}"
+        for section in sorted(before.keys() | now.keys())
+        for key in sorted(before.get(section, {}).keys() | now.get(section, {}).keys())
+        if before.get(section, {}).get(key) != now.get(section, {}).get(key)
+    ]
+
+
 def changed(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:
     """A copy with some keys of some sections replaced: `changed(config, train={"batch_size": 8})`, checked again."""
     raw = to_raw(config)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from lightwell.runtime.world import World
 from lightwell.training.sharding import is_sharded, local, part_of
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
 
 
 class Replicas:
@@ -29,8 +32,7 @@ class Replicas:
         self.model = model
         self.compiled = compile
         self.kind = "alone" if world.size == 1 else "sharded" if kind == "sharded" else "data"
-        if self.kind == "sharded":
-            shard(model)
+        self.sharded = shard(model) if self.kind == "sharded" else None  # the same model, as FSDP knows it
         self.forward: Callable[..., Any] = torch.compile(model, dynamic=False) if compile else model
         if self.kind == "data":
             self.forward = nn.parallel.DistributedDataParallel(self.forward)
@@ -39,8 +41,8 @@ class Replicas:
         """A context for one forward and backward pass: gradients are shared only `when` it is the last of a step."""
         if self.kind == "data" and not when:
             return self.forward.no_sync()  # type: ignore[attr-defined]
-        if self.kind == "sharded":
-            self.model.set_requires_gradient_sync(when)  # type: ignore[operator]
+        if self.sharded is not None:
+            self.sharded.set_requires_gradient_sync(when)
         return contextlib.nullcontext()
 
     def clip_gradients(self, largest: float) -> Tensor:
@@ -62,15 +64,15 @@ class Replicas:
     @torch.no_grad()
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Set the model's weights to whole ones."""
-        if self.kind != "sharded":
+        if self.sharded is None:
             self.model.load_state_dict(weights)
             return
-        self.model.reshard()  # type: ignore[operator]  # whole after a forward pass without a backward one
+        self.sharded.reshard()  # whole after a forward pass without a backward one
         for name, parameter in self.model.named_parameters():  # a tied weight once
             local(parameter).copy_(part_of(weights[name].to(parameter.device), parameter))
 
 
-def shard(model: nn.Module) -> None:
+def shard(model: nn.Module) -> FSDPModule:
     """Spread every weight over all processes, block by block; each block is gathered while it is used."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -78,4 +80,4 @@ def shard(model: nn.Module) -> None:
     mesh = init_device_mesh(next(model.parameters()).device.type, (torch.distributed.get_world_size(),))
     for block in model.get_submodule("blocks").children():
         fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
