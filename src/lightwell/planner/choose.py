@@ -15,7 +15,7 @@ from lightwell.config.run import RunConfig, changed
 from lightwell.model.count import parameters
 from lightwell.planner.climb import MOST_EPOCHS, Candidate, candidate, climb, most_tokens, trial_seconds
 from lightwell.planner.compiling import try_compile
-from lightwell.planner.fit import free_memory, share_of, split_to_fit, tried_in_memory
+from lightwell.planner.fit import free_memory, share_of, split_to_fit, tried_in_memory, with_rows
 from lightwell.planner.ladder import candidates, name_of, predicted, tokens_per_step
 from lightwell.planner.predict import LEAST_LONG
 from lightwell.planner.text import Text
@@ -120,9 +120,7 @@ def with_steps_enough(best: Candidate, text: Text, seconds: float, unit: int = 1
     if rows >= batch_size:
         return best
     micro = best.config.train.micro_batch_size or batch_size  # as much as fits into memory
-    at_once = next(n for n in range(min(rows, micro), 0, -1) if rows % n == 0)
-    split = {"micro_batch_size": at_once if at_once < rows else None}
-    config = changed(best.config, train={"batch_size": rows} | split)
+    config = with_rows(best.config, rows, micro)
     return candidate(name_of(config), config, best.step_seconds * rows / batch_size, text, seconds)
 
 

@@ -47,7 +47,12 @@ def split_to_fit(config: RunConfig, free: int | None, device: Device, processes:
 def share_of(config: RunConfig, processes: int) -> RunConfig:
     """The config of what one of so many processes does of each step."""
     rows, micro = max(1, (config.train.batch_size or 1) // processes), config.train.micro_batch_size
-    at_once = next(n for n in range(min(rows, micro or rows), 0, -1) if rows % n == 0)
+    return with_rows(config, rows, micro or rows)
+
+
+def with_rows(config: RunConfig, rows: int, most: int) -> RunConfig:
+    """With a batch of so many sequences, in equal parts of at most `most` at once."""
+    at_once = next(n for n in range(min(rows, most), 0, -1) if rows % n == 0)
     return changed(config, train={"batch_size": rows, "micro_batch_size": at_once if at_once < rows else None})
 
 
