@@ -26,7 +26,7 @@ def one(name: str, family: str) -> dict[str, float]:
     import torch
 
     from lightwell.config.run import parse
-    from lightwell.model.count import memory_bytes
+    from lightwell.planner.fit import step_memory
     from lightwell.planner.step_time import Trial
     from lightwell.runtime.allocator import keep_freed_memory
     from lightwell.runtime.device import choose_device
@@ -65,7 +65,7 @@ def one(name: str, family: str) -> dict[str, float]:
     trial = Trial(config, device, batch)
     for _ in range(3):
         trial.step()
-    parts = memory_bytes(config.model.complete(), batch, dtype_bytes=device.dtype.itemsize, optimizer=optimizer)
+    parts = step_memory(config, batch, device)
     estimate = parts["total"] - parts["saving_copy"]  # nothing is saved here
     return {"estimate": estimate / 1e6, "peak": ((peak_bytes() or 0) - before) / 1e6}
 

@@ -14,6 +14,8 @@ from lightwell.config.gpt import GPT_CONFIG_124M, GPTConfig, ModelConfig, Modern
 from lightwell.model import loss
 from lightwell.model.build import GPT
 from lightwell.model.count import flops_per_token, memory_bytes, parameters
+from lightwell.model.kernels.build import library, why_not
+from lightwell.model.kernels.fused import fused
 from lightwell.training.muon import Muon
 from lightwell.training.optimizer import is_hidden_matrix, qkv_rows
 
@@ -138,6 +140,19 @@ def test_activations_are_what_autograd_keeps(
     )
     kept = kept_bytes(model, torch.randint(0, 211, (3, 40)), half)
     assert estimate["activations"] == pytest.approx(kept, rel=0.02)
+
+
+@pytest.mark.skipif(library() is None, reason=f"no C kernels here: {why_not()}")
+@pytest.mark.parametrize("n_tokens", [200, 300])
+@BFLOAT16
+def test_our_own_attention_keeps_its_weights(n_tokens: int, half: bool) -> None:
+    config = GPTConfig(vocab_size=211, context_length=n_tokens, emb_dim=48, n_heads=12, n_layers=2, drop_rate=0.0)
+    ids = torch.randint(0, 211, (3, n_tokens))
+    with fused():
+        kept = kept_bytes(GPT(config), ids, half)
+    estimate = memory_bytes(config, 3, dtype_bytes=2 if half else 4, kernels=True)
+    assert kept <= estimate["activations"] < 1.1 * kept  # of the loss less is kept, too
+    assert memory_bytes(config, 3, dtype_bytes=2 if half else 4)["activations"] < 0.8 * kept
 
 
 def allocated_peak(model: torch.nn.Module, batch_size: int) -> int:

@@ -90,6 +90,14 @@ def test_swiglu(dtype):
 
 @needed
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_gelu(dtype):
+    x = torch.cat([numbers(4, 37).detach(), torch.linspace(-200, 200, 37)[None], torch.linspace(-6, 6, 37)[None]])
+    x = x.to(dtype).requires_grad_()
+    assert_agree(lambda a: F.gelu(a, approximate="tanh"), fused.gelu, x, close=CLOSE[dtype])
+
+
+@needed
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_softmax_less_target(dtype):
     logits, targets = 20 * numbers(9, 51).detach(), torch.arange(9) * 5
     targets[4] = IGNORE
@@ -108,6 +116,7 @@ def test_a_number_that_is_none_stays_one():
     bad[1, 2] = torch.nan
     for dtype in DTYPES:
         assert torch.equal(fused.swiglu(bad.to(dtype), bad.to(dtype)).isnan(), bad.isnan())
+        assert torch.equal(fused.gelu(bad.to(dtype)).isnan(), bad.isnan())
     assert fused.rms_norm(bad, torch.ones(8), 1e-6).isnan().sum(1).tolist() == [0, 8, 0]
     assert fused.softmax_less_target(bad.clone(), torch.zeros(3, dtype=torch.long)).isnan().tolist() == [0, 1, 0]
     assert fused.softmax_less_target(torch.full((1, 4), torch.inf), torch.zeros(1, dtype=torch.long)).isnan().all()

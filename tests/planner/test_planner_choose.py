@@ -10,7 +10,6 @@ from lightwell.beginning import without_prediction
 from lightwell.config.presets import PRESETS, preset
 from lightwell.config.run import changed, parse, to_raw
 from lightwell.errors import ConfigError, UserError
-from lightwell.model.count import memory_bytes
 from lightwell.planner import choose as planner
 from lightwell.planner import climb, fit, ladder, reading
 from lightwell.planner.compiling import Compiled
@@ -183,7 +182,7 @@ def test_a_batch_that_does_not_fit_is_split_until_it_does(fake_speed, monkeypatc
     config = changed(parse(raw), model={"vocab_size": 1024})
 
     def needed(rows):
-        return memory_bytes(config.model.complete(), rows, optimizer="muon", accumulate=rows < 48)["total"]
+        return fit.step_memory(config, rows, CPU)["total"]
 
     for rows in (48, 24, 12, 1):
         fitted = fit.split_to_fit(config, int(needed(rows) / fit.MEMORY_SHARE) + 1, CPU)

@@ -26,7 +26,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, drop_rate: floa
     """
     B, H, T, _ = q.shape
     plain_causal = mask is None and not drop_rate and q.shape == k.shape
-    if plain_causal and T <= SHORT and B * H * T * T <= KEPT and q.dtype == torch.bfloat16 and fused.usable(q, k, v):
+    if plain_causal and keeps_weights(B, H, T) and fused.usable(q, k, v):
         return fused.attend(q, k, v)
     if q.device.type == "cpu" and torch.is_autocast_enabled("cpu") and not drop_rate and k.shape[2] <= NARROW:
         with torch.autocast("cpu", enabled=False):
@@ -40,6 +40,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, drop_rate: floa
         is_causal=mask is None and q.shape[2] > 1,  # a single newest token sees everything
         enable_gqa=k.shape[1] != q.shape[1],
     )
+
+
+def keeps_weights(B: int, H: int, T: int) -> bool:
+    """Whether plain causal attention is our own product, which keeps its weights, where it may be (`fused`)."""
+    return T <= SHORT and B * H * T * T <= KEPT
 
 
 def token_positions(ids: Tensor, cache: KVCache | None) -> Tensor:

@@ -17,8 +17,9 @@ import sys
 from dataclasses import dataclass
 
 from lightwell.config.gpt import GPTConfig, ModelConfig
-from lightwell.model.attention import NARROW
+from lightwell.model.attention import NARROW, keeps_weights
 from lightwell.model.checks import known_vocab_size
+from lightwell.model.kernels.fused import kept_weights
 from lightwell.model.loss import piece_rows
 
 FLOAT32 = 4  # bytes: weights, gradients, optimizer state, and what must be exact, whatever dtype the products have
@@ -136,13 +137,15 @@ def memory_bytes(
     context_length: int | None = None,
     accumulate: bool = False,
     device: str = "cpu",
+    kernels: bool = False,
 ) -> dict[str, int]:
     """Bytes that training takes, by part, and their peak.
 
     batch_size: sequences at once in this process (the micro-batch). dtype_bytes: of the products, 2 under autocast to
     bfloat16; weights are float32 in any case. optimizer: "adamw" or "muon" (AdamW for embeddings and vectors). dropout:
     None: if the config's drop_rate is not 0. accumulate: gradients of earlier micro-batches are there when the forward
-    pass begins. device: "cpu" or "cuda", whose kernels keep different things.
+    pass begins. device: "cpu" or "cuda", whose kernels keep different things. kernels: with our own on a CPU, of which
+    attention keeps its weights (that others keep less than PyTorch's is not counted).
 
     Returns "weights", "gradients", "optimizer", "activations" (kept for the backward pass), "temporaries" (of the worst
     moment), "fragmentation" (held by the C library between blocks in use), "saving_copy" (what is being written to disk
@@ -156,6 +159,8 @@ def memory_bytes(
     state = _optimizer_state(config, optimizer)
     copies = (_hidden_matrices(s), s.V * s.C) if dtype_bytes < FLOAT32 else (0, 0)  # matrices in the products' dtype
     block = N * _kept_by_block(s, T, dtype_bytes, dropping, device) + dtype_bytes * copies[0] // s.L
+    if kernels and device == "cpu" and not dropping and keeps_weights(batch_size, s.H, T):
+        block += batch_size * s.H * kept_weights(T, dtype_bytes)
     stream = N * s.C * FLOAT32  # one residual stream: a block's input, or its gradient
     blocks = s.L * (stream if checkpoint_activations else block)
     around = N * _kept_around_blocks(s, dtype_bytes, dropping, device) + dtype_bytes * copies[1]

@@ -25,6 +25,7 @@ from lightwell.model.blocks import run_block
 from lightwell.model.cache import KVCache, LayerCache
 from lightwell.model.checks import check_inputs, known_vocab_size
 from lightwell.model.init import Embedding, Linear, initialise
+from lightwell.model.kernels import fused
 from lightwell.model.loss import cross_entropy_sum
 from lightwell.model.tying import tie_head
 
@@ -62,7 +63,8 @@ class MLP(nn.Module):
         self.drop = nn.Dropout(config.drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.gelu(self.up(x), approximate="tanh")  # (B, T, hidden_dim)
+        x = self.up(x)  # (B, T, hidden_dim)
+        x = fused.gelu(x) if fused.usable(x) else F.gelu(x, approximate="tanh")
         return self.drop(self.down(x))  # (B, T, C)
 
 

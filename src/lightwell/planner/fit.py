@@ -13,6 +13,7 @@ import torch
 from lightwell.config.run import RunConfig, changed
 from lightwell.errors import UserError
 from lightwell.model.count import memory_bytes
+from lightwell.model.kernels.build import library
 from lightwell.planner.probe import STARTS, peak_of_a_step
 from lightwell.runtime.device import Device
 from lightwell.runtime.memory import free_bytes
@@ -73,6 +74,7 @@ def step_memory(config: RunConfig, rows: int, device: Device) -> dict[str, int]:
         checkpoint_activations=config.runtime.checkpoint_activations,
         accumulate=rows < (config.train.batch_size or 1),
         device="cuda" if device.kind == "cuda" else "cpu",
+        kernels=device.kind == "cpu" and library() is not None,
     )
 
 

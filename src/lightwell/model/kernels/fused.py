@@ -4,6 +4,7 @@
     heads                    split, RMSNorm of queries and keys, rotate
     attend                   F.scaled_dot_product_attention(q, k, v, is_causal=True), in short windows
     swiglu                   F.silu(gate) * up
+    gelu                     F.gelu(x, approximate="tanh")
     softmax_less_target      softmax, loss and its gradient at the logits
 
 The training step and the evaluations of a run switch them on (`fused`); everything else, and so all that is looked at
@@ -25,7 +26,7 @@ from torch.autograd.function import once_differentiable
 from lightwell.model.kernels.build import library
 
 PARTS = 16  # in which sums over rows are made, as in rows.c
-BLOCK = 256  # queries of attention at a time
+BLOCKS = {torch.float32: 128, torch.bfloat16: 256}  # queries of attention at a time
 _on = False
 
 
@@ -63,9 +64,20 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return _Attention.apply(q, k, v)
 
 
+def kept_weights(T: int, dtype_bytes: int) -> int:
+    """Bytes that `attend` keeps for each head of a sequence of T tokens."""
+    some = next(n for dtype, n in BLOCKS.items() if dtype.itemsize == dtype_bytes)
+    return dtype_bytes * sum((rows.stop - rows.start) * rows.stop for rows in _blocks(T, some))
+
+
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up, all of one shape and dtype."""
     return _SwiGLU.apply(gate, up)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU in its tanh form."""
+    return _GELU.apply(x)
 
 
 def softmax_less_target(logits: Tensor, targets: Tensor) -> Tensor:
@@ -131,7 +143,7 @@ class _Attention(torch.autograd.Function):
         q, k, v = (head.reshape(-1, *shape[2:]) for head in heads)  # (B H, T, D)
         y, kept = torch.empty_like(q), []
         with torch.autocast("cpu", enabled=False):
-            for rows in _blocks(shape[2]):
+            for rows in _blocks(q.shape[1], BLOCKS[q.dtype]):
                 weights = q[:, rows] @ k[:, : rows.stop].mT
                 _call("causal_softmax", _numbers(weights), ctypes.c_float(scale), *weights.shape)
                 y[:, rows] = weights @ v[:, : rows.stop]
@@ -147,7 +159,7 @@ class _Attention(torch.autograd.Function):
         g, d_q = g.reshape(q.shape), torch.empty_like(q)
         d_k, d_v = torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
         with torch.autocast("cpu", enabled=False):
-            for rows, weights in zip(_blocks(shape[2]), kept):
+            for rows, weights in zip(_blocks(q.shape[1], BLOCKS[q.dtype]), kept):
                 seen = slice(rows.stop)
                 d_scores = g[:, rows] @ v[:, seen].mT
                 written = _numbers(weights), _numbers(d_scores)
@@ -178,6 +190,25 @@ class _SwiGLU(torch.autograd.Function):
         return d_gate, d_up
 
 
+class _GELU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        y, n = torch.empty_like(x), x.shape[-1]
+        _call("gelu", _numbers(x), _numbers(y), x.numel() // n, n)
+        ctx.save_for_backward(x)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        g, n = g.contiguous(), x.shape[-1]
+        d_x = torch.empty_like(x)
+        _call("gelu_backward", _numbers(g), _numbers(x), _numbers(d_x), g.numel() // n, n)
+        return d_x
+
+
 class _Numbers(ctypes.Structure):
     """An array that may be bfloat16, as rows.c has it."""
 
@@ -199,9 +230,9 @@ def _call(name: str, *arguments: Any) -> None:
     getattr(kernels, name)(*passed, ctypes.c_int(torch.get_num_threads()))
 
 
-def _blocks(T: int) -> list[slice]:
-    """Of queries, in `_Attention`."""
-    return [slice(at, min(at + BLOCK, T)) for at in range(0, T, BLOCK)]
+def _blocks(T: int, some: int) -> list[slice]:
+    """Of T queries, in `_Attention`."""
+    return [slice(at, min(at + some, T)) for at in range(0, T, some)]
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:

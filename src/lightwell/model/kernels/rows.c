@@ -213,6 +213,36 @@ void swiglu_backward(Numbers g, Numbers gate, Numbers up, Numbers d_gate, Number
     }
 }
 
+/* GPT-2's GELU: y = x s with s = 1 / (1 + e^-2u) and u = sqrt(2 / pi) (x + 0.044715 x^3), which is the same as
+   x (1 + tanh u) / 2. All (rows, n). */
+static const float GELU = 1.5957691216057308f /* 2 sqrt(2 / pi) */, GELU_CUBE = 0.044715f;
+
+void gelu(Numbers x, Numbers y, long rows, long n, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long t = 0; t < rows; t++) {
+        float a[n];
+        load(a, x, t * n, n);
+        for (long i = 0; i < n; i++) a[i] /= 1.0f + exponential(-GELU * a[i] * (1.0f + GELU_CUBE * a[i] * a[i]));
+        store(y, t * n, a, n);
+    }
+}
+
+/* d x = g s (1 + x (1 - s) 2 du/dx). */
+void gelu_backward(Numbers g, Numbers x, Numbers d_x, long rows, long n, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long t = 0; t < rows; t++) {
+        float d[n], a[n];
+        load(d, g, t * n, n);
+        load(a, x, t * n, n);
+        for (long i = 0; i < n; i++) {
+            float square = a[i] * a[i];
+            float s = 1.0f / (1.0f + exponential(-GELU * a[i] * (1.0f + GELU_CUBE * square)));
+            d[i] *= s * (1.0f + a[i] * (1.0f - s) * GELU * (1.0f + 3.0f * GELU_CUBE * square));
+        }
+        store(d_x, t * n, d, n);
+    }
+}
+
 /* From logits (rows, n) to what the backward pass wants of them, in their place: softmax(logits), less 1 at the target;
    zeros where the target is negative, which does not count. loss (rows): -log softmax(logits)[target], or 0; NaN
    where there is no such target. */
