@@ -22,7 +22,7 @@ from lightwell.evaluation.report import Evaluation
 from lightwell.files.limits import safetensors_header
 from lightwell.files.paths import command
 from lightwell.generation.engine import Engine
-from lightwell.generation.sample import Sampling
+from lightwell.generation.sample import TEMPERATURE, Sampling
 from lightwell.model.build import GPT
 from lightwell.model.count import parameters
 from lightwell.model.gpt2 import GPT2
@@ -98,7 +98,7 @@ class Run:
         prompt: str = "",
         *,
         max_new_tokens: int = 200,
-        temperature: float = 0.8,
+        temperature: float = TEMPERATURE,
         top_k: int | None = None,
         top_p: float | None = None,
         min_p: float | None = None,

@@ -99,6 +99,14 @@ def test_the_choice_has_nothing_left_open_and_says_why(fake_speed):
     assert choice.expected["bits_per_byte"] == min(choice.expected["candidates"].values())
 
 
+def test_held_out_text_that_is_no_secret_is_told(fake_speed):
+    known = replace(TEXT, overlap=0.57)
+    assert chosen(120, text=known).reasons[0].startswith("At least 57% of the held-out text stands word for word")
+    assert chosen(120, text=replace(known, tokens=10**6)).reasons[0].startswith("57% of the held-out text")
+    assert "57%" in chosen(None, {"budget": {"steps": 10}}, text=known).reasons[0]
+    assert chosen(120).reasons[0].startswith("Measured")
+
+
 FIXED = [
     {"model": {"n_layers": 3}},
     {"model": {"emb_dim": 96}},

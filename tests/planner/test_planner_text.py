@@ -6,7 +6,34 @@ import numpy as np
 import pytest
 
 from lightwell.data.prepare import prepare
-from lightwell.planner.text import PIECE, describe, discounts, loss, ngram_chances, typical_text, with_copying
+from lightwell.planner.text import (
+    PASSAGE,
+    PIECE,
+    describe,
+    discounts,
+    loss,
+    ngram_chances,
+    overlaps,
+    typical_text,
+    with_copying,
+)
+
+
+class Ids(np.ndarray):
+    def scattered(self, n, pieces):
+        return np.asarray(self[:n])
+
+
+class Prepared:
+    """What is looked at of a dataset, of tokens of one byte."""
+
+    def __init__(self, train, val):
+        self.train, self.val = train.view(Ids), val.view(Ids)
+        self.tokenizer = self
+        self.vocab_size = int(max(train.max(), val.max())) + 1
+
+    def byte_lengths(self):
+        return np.ones(self.vocab_size)
 
 
 def by_hand(train, val, V, order):
@@ -90,6 +117,42 @@ def test_a_prepared_text_is_described(tmp_path):
     assert easy.vocabulary > hard.vocabulary, "digits are in use too"
     assert 10 < hard.vocabulary < 27
     assert 0 < easy.copying < hard.copying <= 1
+
+
+def test_passages_that_stand_in_both_are_found_where_they_are():
+    random = np.random.default_rng(6)
+    train, val = random.integers(1000, size=5000), random.integers(1000, size=400)
+    assert overlaps(train, val)[0] == 0
+    val[100:200] = train[300:400]
+    train[2000:2050] = train[4000:4050] = val[10:60]
+    train[3000 : 3000 + PASSAGE - 1] = val[300 : 300 + PASSAGE - 1]  # too short to count
+    share, once = overlaps(train, val)
+    assert share == (100 + 50) / 400
+    assert np.flatnonzero(once).tolist() == list(range(300, 400)), "what stands there twice is learned"
+    assert overlaps(val, val) == (1.0, pytest.approx(np.ones(400, bool)))
+    assert overlaps(train[:5], val)[0] == overlaps(train, val[:5])[0] == 0
+
+
+def test_what_was_read_once_is_known_by_half():
+    random = np.random.default_rng(7)
+    once, twice, thrice, new = random.integers(500, size=(4, 5000))
+    train = np.concatenate([once, twice, twice, thrice, thrice, thrice])
+    told = {name: describe(Prepared(train, val)) for name, val in (("new", new), ("known", once))}
+    assert told["new"].overlap == 0
+    assert told["known"].overlap == 1
+    counted = loss(ngram_chances(train, once, 500)) / math.log(2)
+    assert counted < 0.6 * told["new"].difficulty
+    assert told["known"].difficulty == pytest.approx((counted + told["new"].difficulty) / 2, rel=0.02)
+    assert math.isfinite(describe(Prepared(new, new)).difficulty), "nothing is left to count"
+
+
+def test_of_tables_two_tokens_know_more_than_three():
+    """A table of numbers that go on from one another to train on, another one held out."""
+    random = np.random.default_rng(8)
+    tables = [np.stack([np.full(4000, 7), random.permutation(4000) % 300 + 10], 1).ravel() for _ in range(2)]
+    found = describe(Prepared(*tables))
+    losses = {order: loss(ngram_chances(*tables, 310, order)) / math.log(2) for order in (2, 3)}
+    assert found.difficulty == pytest.approx(min(losses.values()))
 
 
 def test_copying_compares_the_same_tokens(tmp_path):

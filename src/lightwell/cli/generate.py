@@ -20,7 +20,7 @@ def generate(
     max_new_tokens: int = typer.Option(
         200, min=1, help="Tokens to write. Past the context the last half of it is kept."
     ),
-    temperature: float = typer.Option(0.8, min=0.0, help="0: always the likeliest token; 1: as the model believes."),
+    temperature: float = typer.Option(0.9, min=0.0, help="0: always the likeliest token; 1: as the model believes."),
     top_k: int = typer.Option(None, min=1, help="Only among so many likeliest tokens."),
     top_p: float = typer.Option(None, help="Only among the likeliest that together have this probability."),
     min_p: float = typer.Option(None, help="Only those with this share of the likeliest one's probability."),

@@ -35,7 +35,7 @@ def plan(
         show_json(found)
         return
     from lightwell.show.table import draw_table
-    from lightwell.show.units import count, duration, size, thousands
+    from lightwell.show.units import count, duration, plural, size, thousands
 
     print("Parameters")
     print(draw_table([[name, thousands(value)] for name, value in found["parameters"].items()]))
@@ -43,8 +43,8 @@ def plan(
     print(draw_table([[name, size(value)] for name, value in found["memory_bytes"].items()]))
     print(f"\n{count(found['flops_per_token'])}FLOP per token (forward and backward).")
     if found["tokens"] is not None:
-        n_steps, per_step = thousands(found["steps"]), thousands(found["tokens_per_step"])
-        print(f"{count(found['tokens'])} tokens in {n_steps} steps of {per_step}.")
+        n_steps, per_step = plural(found["steps"], "step"), thousands(found["tokens_per_step"])
+        print(f"{count(found['tokens'])} tokens in {n_steps} of {per_step}.")
     if found["seconds"] is not None:
         kind = found["kinds"]["seconds"]
         how = "as asked" if kind == "exact" else kind

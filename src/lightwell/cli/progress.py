@@ -15,6 +15,8 @@ from lightwell.runtime.observer import Observer, StepReport
 from lightwell.show.terminal import shorten
 from lightwell.show.units import count, duration
 
+ROOM_FOR_BAR = 60  # columns: in fewer the bar would leave no room for the figures
+
 
 class TrainingProgress(Observer):
     """One line that renews itself (terminal) or one line every so often (log): loss, rate, share of peak, time left."""
@@ -36,7 +38,8 @@ class TrainingProgress(Observer):
         if self.terminal:
             if now - self.last > 0.1 or report.step == report.steps:
                 self.last = now
-                renew(f"{bar(done)} {self.line(report)}")
+                wide = shutil.get_terminal_size().columns >= ROOM_FOR_BAR
+                renew(f"{bar(done)} {self.line(report)}" if wide else self.line(report))
         elif int(done * self.lines) > self.printed or report.step == 1:
             self.printed = int(done * self.lines)
             write(self.line(report) + "\n")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from lightwell.cli.common import is_main, show_json
 from lightwell.files.paths import command
-from lightwell.show.units import count, duration
+from lightwell.show.units import count, duration, plural
 
 if TYPE_CHECKING:
     from lightwell.trained import Run
@@ -30,7 +30,7 @@ def show_result(run: Run, seconds: float, as_json: bool, made: int | None = None
     took = "" if made == 0 else f"{now}, {duration(seconds)}"
     print(
         f"\nTrained {count(outcome['parameters'])} parameters on {count(outcome['tokens'])} tokens"
-        f" in {outcome['steps']:,} steps{took}."
+        f" in {plural(outcome['steps'], 'step')}{took}."
     )
     if outcome["reason"] == "overfitting":
         print("Stopped early: the held-out loss no longer fell (--set train.early_stop=false goes on all the same).")
@@ -42,7 +42,7 @@ def show_result(run: Run, seconds: float, as_json: bool, made: int | None = None
         print(said)
     if run.step < outcome["steps"]:
         print(f"Step {run.step:,} was the best on held-out text: that model is the result.")
-    sample = run.generate("", max_new_tokens=120, seed=1, temperature=0.7)
+    sample = run.generate("", max_new_tokens=120, seed=1)
     copied = longest_copy_from(run, sample)
     print(f"\nA sample:\n{'-' * 72}\n{sample.strip()}\n{'-' * 72}")
     shown = f" ({copied!r})" if len(copied) < 100 else ""

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from lightwell.errors import UserError
 
+TEMPERATURE = 0.9  # where nobody asks for another: small models repeat themselves below it (LOG.md)
 COLDEST = 1e-30  # a temperature below it is 0: float32 has no room for the logits
 # keep_top_p sorts this many of the likeliest tokens, and more only where they are not enough: at last all of them.
 LOOKS = (512, 8192)

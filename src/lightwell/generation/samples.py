@@ -6,12 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lightwell.generation.engine import Engine
-from lightwell.generation.sample import Sampling
+from lightwell.generation.sample import TEMPERATURE, Sampling
 from lightwell.runtime.device import Device
 from lightwell.runtime.observer import Observer
 from lightwell.tokenizer.base import Tokenizer
-
-TEMPERATURE = 0.8
 
 
 class Samples(Observer):

@@ -18,7 +18,7 @@ from lightwell.planner.compiling import try_compile
 from lightwell.planner.fit import free_memory, share_of, split_to_fit, tried_in_memory, with_rows
 from lightwell.planner.ladder import candidates, name_of, predicted, tokens_per_step
 from lightwell.planner.predict import LEAST_LONG
-from lightwell.planner.text import Text
+from lightwell.planner.text import COUNTED, MUCH_OVERLAP, PASSAGE, Text
 from lightwell.runtime.device import Device
 from lightwell.training.rates import decay_beside_muon, rate_beside_muon
 
@@ -58,7 +58,7 @@ def choose(
         tokens = config.budget.tokens or (config.budget.steps or 0) * tokens_per_step(chosen)
         bits = predicted(chosen, tokens, text)
         expected = {"bits_per_byte": bits, "tokens": tokens, "candidates": {name: bits}}
-        return Choice(with_rates(chosen, tokens, text.tokens), [], expected)
+        return Choice(with_rates(chosen, tokens, text.tokens), of_overlap(text), expected)
     tried = climb(rungs, text, device, peak, seconds, processes)
     if not tried:  # too large to try, mostly a single model that the user fixed
         only = with_rates(next(iter(rungs.values())), LONG, text.tokens)
@@ -79,7 +79,11 @@ def choose(
             budget={"most_tokens": last_token(best, text)},
             runtime={"compile": compiled.pays},
         ),
-        reasons(best, tried, len(rungs), list(possible)[len(rungs) :], text, peak) + compiled.reasons,
+        [
+            *of_overlap(text),
+            *reasons(best, tried, len(rungs), list(possible)[len(rungs) :], text, peak),
+            *compiled.reasons,
+        ],
         {
             "bits_per_byte": best.bits_per_byte,
             "tokens": best.tokens,
@@ -87,6 +91,17 @@ def choose(
             "candidates": {c.name: c.bits_per_byte for c in tried},
         },
     )
+
+
+def of_overlap(text: Text) -> list[str]:
+    """A sentence on held-out text that is no secret, where there is much of it."""
+    if text.overlap <= MUCH_OVERLAP:
+        return []
+    at_least = "At least " if text.tokens > COUNTED else ""
+    return [
+        f"{at_least}{text.overlap:.0%} of the held-out text stands word for word in the training text too, in passages"
+        f" of {PASSAGE} tokens and more: of new text expect more bits per byte than the held-out figures say."
+    ]
 
 
 def of_short_windows(rungs: dict[str, RunConfig], text: Text) -> dict[str, RunConfig]:

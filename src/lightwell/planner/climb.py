@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from lightwell.config.run import RunConfig
 from lightwell.planner.fit import share_of
-from lightwell.planner.ladder import guessed_seconds, predicted, tokens_per_step
+from lightwell.planner.ladder import guessed_seconds, name_of, predicted, tokens_per_step
 from lightwell.planner.step_time import in_turns, measure_in_turns, measure_step_seconds
 from lightwell.planner.text import Text
 from lightwell.runtime.device import Device
@@ -103,7 +103,8 @@ class _Climb:
         """Of the best: what is reckoned of those that were not tried."""
         best = self.best_of(known)
         place = self.names.index(best.name)
-        near = (place - 1, place + 1, place + 2)  # the next may be slow for its size, and the one after it not
+        # The next may be slow for its size, or have the wrong windows for this text, and the one after it not.
+        near = (place - 2, place - 1, place + 1, place + 2)
         too_large = min((p for p, seconds in self.timed.items() if seconds is None), default=len(self.names))
         reckoned = {}
         for other in near:
@@ -143,7 +144,7 @@ def likeliest(rungs: list[RunConfig], text: Text, peak: float, seconds: float) -
     """The rung to begin with: the lowest prediction if steps took as long as `guessed_seconds` says."""
 
     def guess(config: RunConfig) -> float:
-        return predicted(config, int(seconds / guessed_seconds(config, peak) * tokens_per_step(config)), text)
+        return candidate(name_of(config), config, guessed_seconds(config, peak), text, seconds).bits_per_byte
 
     return min(range(len(rungs)), key=lambda place: guess(rungs[place]))
 

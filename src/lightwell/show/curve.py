@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from itertools import groupby
+from string import ascii_uppercase
 
 from lightwell.show.axes import Points, finite, labels, last_values, log_ticks, span, ticks
 from lightwell.show.colors import SERIES
 from lightwell.show.terminal import one_line, pad, paint, shorten, visible_width
 
-MARKS = "ox+*#@%&"
+MARKS = "ox+*#@%&" + ascii_uppercase
 _DOT_BITS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))  # [column][row] within a braille cell
 _NOTHING = "(no values to draw yet)"
 
