@@ -197,6 +197,7 @@ def test_a_batch_that_does_not_fit_is_split_until_it_does(fake_speed, monkeypatc
         assert (fitted.train.micro_batch_size or 48) == rows
     assert fit.split_to_fit(config, needed(1), CPU) is None
     monkeypatch.setattr(fit, "free_bytes", lambda: int(needed(16) / fit.MEMORY_SHARE) + 1)
+    monkeypatch.setattr(fit, "peak_of_a_step", lambda *_, **__: 0)  # a busy machine would take too long for it
     assert chosen(300, raw).config.train.micro_batch_size == 16
 
 
@@ -298,6 +299,15 @@ def test_neighbours_that_would_be_clearly_worse_are_reckoned_instead_of_timed(fa
     assert len(timed) == 1, "the likeliest; others beside it, in turns"
     assert 0 < said.count("(not timed)") < len(choice.expected["candidates"])
     assert f"{ladder.name_of(choice.config)}: {choice.expected['bits_per_byte']:.3f} after" in said
+
+
+def test_a_rung_that_suits_a_text_badly_does_not_hide_the_one_below_it(fake_speed, monkeypatch):
+    names = list(ladder.candidates(parse({}), 1024))
+    bits = dict(zip(names, [2.0, 1.8, 1.5, 1.56, 1.52, 1.6]))
+    monkeypatch.setattr(climb, "predicted", lambda config, *_: bits.get(ladder.name_of(config), 2.0))
+    for place in (2, 4, 5):
+        monkeypatch.setattr(climb, "likeliest", lambda *_, place=place: place)
+        assert ladder.name_of(chosen(1200).config) == names[2]
 
 
 def test_a_busy_moment_does_not_decide_between_models(fake_speed, monkeypatch):

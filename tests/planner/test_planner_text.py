@@ -146,15 +146,6 @@ def test_what_was_read_once_is_known_by_half():
     assert math.isfinite(describe(Prepared(new, new)).difficulty), "nothing is left to count"
 
 
-def test_of_tables_two_tokens_know_more_than_three():
-    """A table of numbers that go on from one another to train on, another one held out."""
-    random = np.random.default_rng(8)
-    tables = [np.stack([np.full(4000, 7), random.permutation(4000) % 300 + 10], 1).ravel() for _ in range(2)]
-    found = describe(Prepared(*tables))
-    losses = {order: loss(ngram_chances(*tables, 310, order)) / math.log(2) for order in (2, 3)}
-    assert found.difficulty == pytest.approx(min(losses.values()))
-
-
 def test_copying_compares_the_same_tokens(tmp_path):
     random = np.random.default_rng(5)
     easy, hard = "a" * 246, bytes(random.integers(33, 127, size=246).tolist()).decode()

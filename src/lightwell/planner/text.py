@@ -49,13 +49,11 @@ def describe(dataset: Dataset) -> Text:
     train = dataset.train.scattered(tokens, max(1, tokens // PIECE))
     val = dataset.val.scattered(LOOKED_AT, LOOKED_AT // PIECE)
     bytes_per_token = max(1e-9, float(dataset.tokenizer.byte_lengths()[val].mean()))
-    # Two tokens know more than three where a table stands in the training text, and another one is held out.
-    counted = {order: ngram_chances(train, val, vocab_size, order) for order in (ORDER, ORDER - 1)}
-    order, chances = min(counted.items(), key=lambda item: loss(item[1]))
+    chances = ngram_chances(train, val, vocab_size)
     copied = with_copying(chances, val[len(val) - len(chances) :])
     nats, (overlap, once) = loss(chances), overlaps(train, val)
     if overlap > MUCH_OVERLAP and not once.all():  # counting keeps all that was read once, a small model about half
-        nats = (nats + loss(ngram_chances(train[~once], val, vocab_size, order))) / 2
+        nats = (nats + loss(ngram_chances(train[~once], val, vocab_size))) / 2
     return Text(
         len(dataset.train),
         difficulty=max(1e-9, nats) / math.log(2) / bytes_per_token,
