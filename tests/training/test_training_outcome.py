@@ -58,7 +58,10 @@ def test_late_in_its_minutes_a_run_measures_what_there_is_time_for(tmp_path, dat
     for elapsed in (0, 47, 55, 90):
         monkeypatch.setattr(training.pace, "elapsed", lambda elapsed=elapsed: elapsed)
         hand_over(training, 300_000)
-    assert asked == [10**6, 300_000, 100_000, 20_000, OUTCOME_TOKENS]
+    training.config = changed(config, budget={"steps": None, "minutes": 10})
+    monkeypatch.setattr(training.pace, "elapsed", lambda: 700)
+    hand_over(training, 300_000)
+    assert asked == [10**6, 300_000, 100_000, 20_000, OUTCOME_TOKENS, 60_000], "a hundredth of ten minutes is 6 s"
 
 
 def test_a_failing_measurement_loses_nothing(tmp_path, dataset):

@@ -17,6 +17,7 @@ from lightwell.training.loop import Training
 
 OUTCOME = "outcome"  # the event
 OUTCOME_SHARE, OUTCOME_TOKENS = 0.06, 8192  # tokens measured, as a share of those trained on, and the least of them
+OVERRUN = 0.01  # of the minutes: better a little late than a figure that nobody can rely on
 
 
 def hand_over(t: Training, max_tokens: int, predicted: float | None = None) -> dict[str, Any] | None:
@@ -50,11 +51,13 @@ def outcome_tokens(steps: int, tokens_per_step: int) -> int:
 
 
 def in_time(t: Training, max_tokens: int) -> int:
-    """As many of these as fit into what is left of the minutes, going by how long the last evaluation took."""
+    """As many of these as fit into what is left of the minutes, or else into OVERRUN of them, going by how long the last
+    evaluation took."""
     extended = t.state.decided("extended") is not None  # then its minutes are long over
     if not t.config.budget.minutes or not t.eval_seconds or extended:
         return max_tokens
-    left = 60 * t.config.budget.minutes - t.pace.elapsed() - t.closing_seconds
+    seconds = 60 * t.config.budget.minutes
+    left = max(OVERRUN * seconds, seconds - t.pace.elapsed() - t.closing_seconds)
     return min(max_tokens, max(OUTCOME_TOKENS, int(t.eval_tokens * left / t.eval_seconds)))
 
 
