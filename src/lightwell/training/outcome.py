@@ -51,8 +51,8 @@ def outcome_tokens(steps: int, tokens_per_step: int) -> int:
 
 
 def in_time(t: Training, max_tokens: int) -> int:
-    """As many of these as fit into what is left of the minutes, or else into OVERRUN of them, going by how long the last
-    evaluation took."""
+    """As many of these as fit into what is left of the minutes, into OVERRUN of them at least, going by how long the
+    last evaluation took."""
     extended = t.state.decided("extended") is not None  # then its minutes are long over
     if not t.config.budget.minutes or not t.eval_seconds or extended:
         return max_tokens
