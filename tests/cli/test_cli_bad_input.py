@@ -310,13 +310,20 @@ def test_an_unknown_command_and_none(capsys):
     assert "pretran" in sentence
 
 
+def heed_signals():
+    """Those that are ignored where the tests run in the background or under nohup."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_in_the_middle_saves_and_says_how_to_go_on(text_file, tmp_path, number):
     out = tmp_path / "run"
     command = [*LIGHTWELL, "pretrain", str(text_file), "--steps", "100000", *SMALL, "--out", str(out)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=heed_signals)
     deadline = time.monotonic() + 60
     while not list(out.glob("checkpoints/step-*")) and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -335,7 +342,8 @@ def test_a_signal_in_the_middle_saves_and_says_how_to_go_on(text_file, tmp_path,
 def test_a_signal_before_the_first_step_is_said_in_json(text_file, tmp_path, number, command):
     out = ["--out", str(tmp_path / "run")] if command == "pretrain" else []
     arguments = [*LIGHTWELL, command, str(text_file), "--minutes", "30", *out, "--json"]
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(arguments, **quiet, text=True, preexec_fn=heed_signals)
     time.sleep(4)
     process.send_signal(number)
     answer, _ = process.communicate(timeout=60)

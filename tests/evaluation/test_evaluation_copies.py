@@ -34,7 +34,7 @@ def test_copies_over_the_border_of_a_chunk_are_found(monkeypatch) -> None:
 
 def test_equal_hashes_are_not_taken_for_copies(monkeypatch) -> None:
     """With a hash that tells nothing apart the answer is the same: characters are compared in the end."""
-    monkeypatch.setattr(copies, "_hashes", lambda characters, size: characters[size - 1 :].astype("u8") * 0)
+    monkeypatch.setattr(copies, "window_hashes", lambda characters, size: characters[size - 1 :].astype("u8") * 0)
     assert longest_copy("a needle in", "hay needles hay").text == " needle"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from inspect import signature
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from lightwell.errors import UserError
 from lightwell.generation import sample as room
-from lightwell.generation.sample import GREEDY, Sampling, draw, sample
+from lightwell.generation.sample import GREEDY, TEMPERATURE, Sampling, draw, sample
 
 
 def twin(logits: list[float], settings: Sampling, history: list[int]) -> list[float]:
@@ -201,3 +202,11 @@ def test_a_setting_outside_its_range_is_named(setting: dict[str, float]) -> None
     ((name, value),) = setting.items()
     with pytest.raises(UserError, match=rf"expected {name} .* got {value}"):
         Sampling(**setting)
+
+
+def test_the_command_says_the_temperature_that_everything_else_has() -> None:
+    from lightwell.cli.generate import generate
+    from lightwell.trained import Run
+
+    assert signature(generate).parameters["temperature"].default.default == TEMPERATURE
+    assert signature(Run.stream).parameters["temperature"].default == TEMPERATURE

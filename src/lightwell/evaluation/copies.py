@@ -2,24 +2,19 @@
 
 If a passage of n characters was copied, so was one of n - 1: the longest length is found by halving, and for each one
 pass over the corpus asks whether any passage of the sample of that length is in it. A pass compares hashes of all
-windows of the corpus with those of the sample (Karp and Rabin 1987), in whole arrays; a match is then read character by
+windows of the corpus with those of the sample (data/windows.py), in whole arrays; a match is then read character by
 character, so the answer is exact and the hash decides about time only.
-
-The hash of characters c_0 ... c_{n-1} is the sum of (c_j + 1) * BASE**j modulo 2**64.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
+from lightwell.data.windows import CHUNK, window_hashes
+
 SEARCHED, PIECES = 6_000_000, 20  # tokens of a long text that `pretrain` searches, and in how many pieces
-BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2**64
-INVERSE = pow(BASE, -1, 1 << 64)
-# Windows hashed at once: arrays of this size stay in the processor's cache.
-CHUNK = 1 << 16
 # Hashes are looked up first in a table by their top bits, which sorts out nearly all of them.
 TABLE_BITS = 18
 TABLE_SHIFT = np.uint64(64 - TABLE_BITS)
@@ -55,32 +50,13 @@ def _characters(text: str) -> np.ndarray:
 def _find_any(passages: set[str], text: str, characters: np.ndarray) -> int:
     """Which character of the text begins one of the passages, all of one length; -1 if there is none."""
     size = len(next(iter(passages)))
-    wanted = np.sort(np.concatenate([_hashes(_characters(passage), size) for passage in passages]))
+    wanted = np.sort(np.concatenate([window_hashes(_characters(passage), size) for passage in passages]))
     table = np.zeros(1 << TABLE_BITS, dtype=bool)
     table[wanted >> TABLE_SHIFT] = True
     for begin in range(0, len(text) - size + 1, CHUNK):
-        hashes = _hashes(characters[begin : begin + CHUNK + size - 1], size)
+        hashes = window_hashes(characters[begin : begin + CHUNK + size - 1], size)
         likely = np.flatnonzero(table[hashes >> TABLE_SHIFT])
         for where in (begin + likely[np.isin(hashes[likely], wanted)]).tolist():
             if text[where : where + size] in passages:
                 return where
     return -1
-
-
-def _hashes(characters: np.ndarray, size: int) -> np.ndarray:
-    """The hash of each window of `size` characters: (n,) uint32 -> (n - size + 1,) uint64.
-
-    Differences of the sums from the beginning are the windows' hashes times BASE**position; multiplying by the powers
-    of the inverse takes that factor out. All modulo 2**64, which is how uint64 arrays compute.
-    """
-    sums = np.zeros(len(characters) + 1, np.uint64)
-    np.cumsum((characters + np.uint64(1)) * _powers(BASE, len(characters)), out=sums[1:])
-    return (sums[size:] - sums[:-size]) * _powers(INVERSE, len(characters) - size + 1)
-
-
-@lru_cache(maxsize=4)
-def _powers(base: int, n: int) -> np.ndarray:
-    """base**0 ... base**(n-1) modulo 2**64: (n,) uint64."""
-    powers = np.full(n, base, np.uint64)
-    powers[:1] = 1
-    return np.cumprod(powers)

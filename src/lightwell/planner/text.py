@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lightwell.data.dataset import Dataset
+from lightwell.data.windows import window_hashes
 
 COUNTED, LOOKED_AT = 1_500_000, 120_000  # tokens, to count and to predict: of longer texts a part, so that figures of
 PIECE = 1000  # long and short ones can be compared; in pieces of so many, from all over
@@ -23,7 +24,6 @@ USUAL_VOCABULARY = 512  # of a text with 2048 different tokens
 ORDER = 3  # tokens in a row that are counted
 NEARBY, LONGEST = 500, 4  # tokens back to copy from, and tokens that are compared to find the place
 PASSAGE = 32  # tokens in a row that are no chance
-FACTOR = np.uint64(0x9E3779B97F4A7C15)
 MUCH_OVERLAP = 0.1  # from here on a held-out loss tells less about new text
 
 
@@ -135,20 +135,11 @@ def overlaps(train: np.ndarray, val: np.ndarray) -> tuple[float, np.ndarray]:
     which of `train` stand in those of them that it has once (m,)."""
     if min(len(train), len(val)) < PASSAGE:
         return 0.0, np.zeros(len(train), bool)
-    read, held_out = _hashes(train, PASSAGE), _hashes(val, PASSAGE)
+    read, held_out = window_hashes(train, PASSAGE), window_hashes(val, PASSAGE)
     places = np.flatnonzero(np.isin(read, held_out))
     found, times = np.unique(read[places], return_counts=True)
     once = places[np.isin(read[places], found[times == 1])]
     return float(_covered(np.flatnonzero(np.isin(held_out, found)), len(val)).mean()), _covered(once, len(train))
-
-
-def _hashes(ids: np.ndarray, length: int) -> np.ndarray:
-    """A number for each `length` tokens in a row, equal for equal ones, by chance hardly for others: a polynomial in
-    FACTOR modulo 2^64 (Karp and Rabin 1987)."""
-    hashes = np.zeros(len(ids) - length + 1, np.uint64)
-    for k in range(length):
-        hashes = hashes * FACTOR + ids[k : k + len(hashes)].astype(np.uint64) + np.uint64(1)
-    return hashes
 
 
 def _covered(begins: np.ndarray, n: int) -> np.ndarray:
