@@ -324,12 +324,15 @@ def test_a_signal_in_the_middle_saves_and_says_how_to_go_on(text_file, tmp_path,
     command = [*LIGHTWELL, "pretrain", str(text_file), "--steps", "100000", *SMALL, "--out", str(out)]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=heed_signals)
-    deadline = time.monotonic() + 60
-    while not list(out.glob("checkpoints/step-*")) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    time.sleep(2)
-    process.send_signal(number)
-    _, words = process.communicate(timeout=60)
+    try:
+        deadline = time.monotonic() + 60
+        while not list(out.glob("checkpoints/step-*")) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        time.sleep(2)
+        process.send_signal(number)
+        _, words = process.communicate(timeout=60)
+    finally:
+        process.kill()  # where it went on
     assert process.returncode == 3, words
     assert f"lightwell resume {out}" in words
     assert "Traceback" not in words
@@ -344,9 +347,12 @@ def test_a_signal_before_the_first_step_is_said_in_json(text_file, tmp_path, num
     arguments = [*LIGHTWELL, command, str(text_file), "--minutes", "30", *out, "--json"]
     quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(arguments, **quiet, text=True, preexec_fn=heed_signals)
-    time.sleep(4)
-    process.send_signal(number)
-    answer, _ = process.communicate(timeout=60)
+    try:
+        time.sleep(4)
+        process.send_signal(number)
+        answer, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 128 + number
     assert json.loads(answer)["error"]["kind"] == "interrupted"
 
