@@ -27,7 +27,7 @@ from lightwell.errors import DamagedError, RunError, UserError
 from lightwell.files.paths import command
 from lightwell.files.space import require_space
 from lightwell.files.translate import os_errors
-from lightwell.planner.choose import LONG, Choice, choose, with_rates
+from lightwell.planner.choose import LONG_RUN, Choice, choose, with_rates
 from lightwell.planner.fit import require_memory, saving_copy
 from lightwell.planner.reading import (
     LEAST_READ,
@@ -289,7 +289,7 @@ def plan_run(
     that is larger than the config allows."""
     vocab_size = dataset.tokenizer.vocab_size
     if parent:
-        config = with_rates(config, LONG, math.inf)  # it has learned already, and should not forget
+        config = with_rates(config, LONG_RUN, math.inf)  # it has learned already, and should not forget
     if config.model.vocab_size is not None and vocab_size > config.model.vocab_size:
         raise UserError(
             f"expected a vocabulary of at most {config.model.vocab_size} tokens, got a tokenizer of {vocab_size}.",

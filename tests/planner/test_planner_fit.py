@@ -76,13 +76,25 @@ def test_a_real_step_in_a_process_of_its_own_tells_its_memory():
     assert many - few > 200e6  # the logits alone are 67 MB in float32, and so are their gradients
 
 
-def test_a_process_that_the_system_ends_or_that_hangs_tells_nothing(monkeypatch):
-    dies = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
-    hangs = [sys.executable, "-c", "import time; time.sleep(60)"]
+def instead(monkeypatch, code):
+    """The process that makes a step does this instead."""
     real = subprocess.run
-    for command in (dies, hangs):
-        monkeypatch.setattr(probe.subprocess, "run", lambda _, command=command, **how: real(command, **how))
-        assert probe.peak_of_a_step(SMALL, 1, timeout=2) is None
+    monkeypatch.setattr(probe.subprocess, "run", lambda _, **how: real([sys.executable, "-c", code], **how))
+
+
+def test_a_process_that_the_system_ends_has_no_peak(monkeypatch):
+    instead(monkeypatch, "import os; os.kill(os.getpid(), 9)")
+    assert probe.peak_of_a_step(SMALL, 1, timeout=20) is None
+
+
+def test_one_that_takes_too_long_says_nothing_of_memory(monkeypatch):
+    """A busy machine: the micro-batch stays what the estimate allows."""
+    instead(monkeypatch, "import time; time.sleep(60)")
+    with pytest.raises(subprocess.TimeoutExpired):
+        probe.peak_of_a_step(SMALL, 1, timeout=0.5)
+    monkeypatch.setattr(fit, "STARTS", 0.1)
+    free(monkeypatch, 10**6)
+    assert fit.tried_in_memory(SMALL, CPU, 0.01, limit=1) == SMALL
 
 
 def test_a_trial_does_what_a_step_of_the_run_will_do(monkeypatch):

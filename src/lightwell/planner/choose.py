@@ -24,7 +24,7 @@ from lightwell.training.rates import decay_beside_muon, rate_beside_muon
 
 LEAST_STEPS = 100  # in which a model can begin to learn, where the batch is open
 SHORT_WINDOW = 512  # tokens, at most, for a short text
-LONG = 10**9  # tokens of a run after which rates change no more
+LONG_RUN = 10**9  # tokens of a run after which rates change no more
 
 
 @dataclass
@@ -61,7 +61,7 @@ def choose(
         return Choice(with_rates(chosen, tokens, text.tokens), of_overlap(text), expected)
     tried = climb(rungs, text, device, peak, seconds, processes)
     if not tried:  # too large to try, mostly a single model that the user fixed
-        only = with_rates(next(iter(rungs.values())), LONG, text.tokens)
+        only = with_rates(next(iter(rungs.values())), LONG_RUN, text.tokens)
         return Choice(only, ["Nothing was measured: a step does not fit into the free memory."])
     timed = [candidate for candidate in tried if candidate.timed]
     best = min(timed, key=lambda candidate: candidate.bits_per_byte)

@@ -6,6 +6,7 @@ its micro-batches (training/memory.py).
 
 from __future__ import annotations
 
+import subprocess
 import time
 
 import torch
@@ -81,7 +82,7 @@ def step_memory(config: RunConfig, rows: int, device: Device) -> dict[str, int]:
 def tried_in_memory(config: RunConfig, device: Device, step_seconds: float, limit: float) -> RunConfig:
     """The config with smaller micro-batches if a step, made in another process, needs too much memory or kills it.
 
-    Tried twice at most, only on a CPU, and only within `limit` seconds.
+    Tried twice at most, only on a CPU, and only within `limit` seconds; where that is too short, the estimate stays.
     """
     free, batch_size = free_memory(device), config.train.batch_size or 1
     for _ in range(2):
@@ -91,7 +92,10 @@ def tried_in_memory(config: RunConfig, device: Device, step_seconds: float, limi
         if device.kind != "cpu" or free is None or little or rows == 1 or long > limit:
             break
         began = time.perf_counter()
-        taken = peak_of_a_step(config, torch.get_num_threads(), timeout=min(3 * long, limit))
+        try:
+            taken = peak_of_a_step(config, torch.get_num_threads(), timeout=min(3 * long, limit))
+        except subprocess.TimeoutExpired:
+            break
         if taken is not None and taken + saving_copy(config) < free:
             break
         half = next(n for n in range(rows // 2, 0, -1) if batch_size % n == 0)

@@ -22,14 +22,17 @@ STARTS = 5.0  # seconds that such a process takes to begin
 
 def peak_of_a_step(config: RunConfig, threads: int, timeout: float) -> int | None:
     """Bytes of resident memory that one step of a complete config takes at its peak, all but the interpreter's own;
-    None if the system ended the process, or it took longer than `timeout` seconds."""
+    None if the system ended the process.
+
+    Raises subprocess.TimeoutExpired after `timeout` seconds: that tells of a busy machine, nothing of its memory.
+    """
     # -P: not from the working folder, where a user may have a random.py
     command = [sys.executable, "-P", "-m", "lightwell.planner.probe", str(threads)]
     try:
         done = subprocess.run(
             command, input=json.dumps(to_raw(config)), capture_output=True, text=True, timeout=timeout, check=True
         )
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
+    except subprocess.CalledProcessError:
         return None
     return int(done.stdout)
 
