@@ -210,3 +210,17 @@ def test_without_a_compiler_pytorch_takes_the_steps() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, env={"LIGHTWELL_KERNELS": "0"}, check=True
     )
     assert found.stdout == "None\n"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_what_torch_takes_by_default_does_not_matter(dtype) -> None:
+    model, ids = random_model(CONFIGS[0]), torch.tensor([[3]])
+    cache = KVCache(model.config, 1)
+    expected = step_in_c(model)(ids, cache)
+    torch.set_default_dtype(dtype)
+    try:
+        cache.reset()
+        found = step_in_c(model)(ids, cache)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found, expected)

@@ -155,6 +155,21 @@ def test_our_own_attention_keeps_its_weights(n_tokens: int, half: bool) -> None:
     assert memory_bytes(config, 3, dtype_bytes=2 if half else 4)["activations"] < 0.8 * kept
 
 
+def test_with_grouped_heads_pytorch_keeps_no_weights() -> None:
+    """Our own attention is for as many heads of keys as of queries."""
+    grouped = ModernConfig(vocab_size=8192, context_length=512, emb_dim=96, n_heads=12, n_kv_heads=4, n_layers=2)
+    estimates = [memory_bytes(grouped, 2, kernels=kernels)["activations"] for kernels in (False, True)]
+    assert estimates[0] == estimates[1]
+
+
+@pytest.mark.skipif(library() is None, reason=f"no C kernels here: {why_not()}")
+def test_with_kernels_the_loss_is_always_by_pieces() -> None:
+    config = GPTConfig(vocab_size=8192, context_length=64, emb_dim=128, n_heads=2, n_layers=1, drop_rate=0.0)
+    with fused():
+        kept = kept_bytes(GPT(config), torch.randint(0, 8192, (1, 64)), False)
+    assert kept <= memory_bytes(config, 1, kernels=True)["activations"]
+
+
 def allocated_peak(model: torch.nn.Module, batch_size: int) -> int:
     """The most bytes of tensors that the second of two steps had at once, beyond weights and optimizer state."""
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)

@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from lightwell.config.gpt import GPTConfig, ModernConfig
@@ -13,6 +15,7 @@ from lightwell.model.build import GPT
 from lightwell.model.kernels import build, fused
 from lightwell.model.loss import IGNORE
 from lightwell.model.modern import rotate, rotation
+from lightwell.model.norms import RMSNorm
 
 needed = pytest.mark.skipif(build.library() is None, reason=f"no C kernels here: {build.why_not()}")
 CLOSE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}  # of the largest number
@@ -158,6 +161,24 @@ def test_whole_models(config, autocast):
 
 
 @needed
+def test_far_negative_numbers_pass_nothing_on():
+    far = torch.tensor([[-1e4, -1e12, -1e13, -1e18]])
+    for plain, fast in (
+        (lambda x: F.gelu(x, approximate="tanh"), fused.gelu),
+        (lambda x: F.silu(x) * 1.0, lambda x: fused.swiglu(x, torch.ones_like(x))),
+    ):
+        assert_agree(plain, fast, far.clone().requires_grad_(), close=1e-30)
+
+
+@needed
+def test_a_target_that_there_is_not_is_no_perfect_prediction():
+    losses = fused.softmax_less_target(torch.zeros(4, 5), torch.tensor([0, -1, IGNORE, 5]))
+    assert losses.isnan().tolist() == [False, True, False, True]
+    narrow = fused.softmax_less_target(torch.zeros(3, 5), torch.tensor([4, 0, 2], dtype=torch.uint8))
+    torch.testing.assert_close(narrow, torch.full((3,), 5.0).log())
+
+
+@needed
 def test_threads_do_not_change_the_bits():
     x, w = numbers(3, 50, 24), numbers(24)
     found = []
@@ -180,6 +201,77 @@ def test_they_are_off_unless_asked_for_and_only_where_they_can_be():
         with fused.fused(False):
             assert not fused.usable(x)
     assert not fused.usable(x)
+
+
+def with_gaps(model):
+    model.blocks[0].norm1.weight = nn.Parameter(torch.arange(48.0)[::2])
+
+
+def no_norm(model):
+    model.blocks[0].attn.q_norm = model.blocks[0].attn.k_norm = nn.Identity()
+
+
+def another_eps(model):
+    model.blocks[0].attn.k_norm.eps = 1.0
+
+
+def one_number(model):
+    model.blocks[0].mlp.up = nn.Linear(24, 1)
+
+
+@needed
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("change", [with_gaps, no_norm, another_eps, one_number, nn.Module.bfloat16])
+def test_what_c_does_not_know_is_left_to_pytorch(change, autocast):
+    """With the fast forms on, a model with other parts is what it is with them off."""
+    model = GPT(FAMILIES[1], torch.Generator().manual_seed(1))
+    change(model)
+    ids = torch.randint(61, (2, 16), generator=torch.Generator().manual_seed(2))
+    losses = []
+    for on in (False, True):
+        with fused.fused(on), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss, _ = model(ids, ids)
+        loss.backward()
+        losses.append(float(loss.detach()))
+    assert losses[1] == pytest.approx(losses[0], rel=0.01 if autocast or change is nn.Module.bfloat16 else 1e-5)
+
+
+@needed
+def test_what_torch_takes_by_default_does_not_matter():
+    model = GPT(FAMILIES[1], torch.Generator().manual_seed(1))
+    ids = torch.randint(61, (2, 16), generator=torch.Generator().manual_seed(2))
+    with fused.fused():
+        expected, _ = model(ids, ids)
+        with torch.autocast("cpu", torch.float16):
+            half, _ = model(ids, ids)
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            found, _ = model(ids, ids)
+        finally:
+            torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(half, expected, rtol=1e-2, atol=0)
+
+
+@needed
+def test_a_norm_of_another_width_is_a_mistake_as_ever():
+    with fused.fused(), pytest.raises(RuntimeError, match="shape"):
+        RMSNorm(8, 1e-6)(torch.ones(4, 16))
+    with pytest.raises(ValueError, match="expected 6 heads of 4 numbers"):
+        fused.heads(
+            torch.ones(1, 3, 23), torch.ones(4), torch.ones(4), torch.ones(3, 2), torch.ones(3, 2), 1e-6, (2, 2)
+        )
+
+
+@needed
+def test_they_are_on_in_one_thread_alone():
+    found = []
+    with fused.fused():
+        thread = threading.Thread(target=lambda: found.append(fused.usable(torch.ones(2))))
+        thread.start()
+        thread.join()
+        assert fused.usable(torch.ones(2))
+    assert found == [False]
 
 
 @pytest.mark.parametrize(

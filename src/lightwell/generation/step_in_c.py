@@ -88,7 +88,7 @@ def step_in_c(model: Model) -> Callable[[Tensor, KVCache], Tensor] | None:
     except _OtherPart:
         return None
     kept.whole = WholeModel(C, H, G, D, 0, len(layers), layers, final_norm, head)
-    space = torch.empty(C + (2 * H + 2 * G) * D + 2 * F)
+    space = torch.empty(C + (2 * H + 2 * G) * D + 2 * F, dtype=torch.float32, device="cpu")
     filled_in: Tensor | None = None  # the keys that `layers` point to
 
     def step(ids: Tensor, cache: KVCache) -> Tensor:
@@ -96,14 +96,14 @@ def step_in_c(model: Model) -> Callable[[Tensor, KVCache], Tensor] | None:
         if filled_in is not cache.keys:
             _fill_in_cache(kept.whole, layers, cache)
             filled_in = cache.keys
-        S, position = cache.length, torch.tensor([[cache.length]])
+        S, position = cache.length, torch.tensor([[cache.length]], device="cpu")
         x = tok_emb[ids[0, 0]].clone()  # (C,)
         cos = sin = None
         if pos_emb is not None:
             x += pos_emb[S]
         else:
             cos, sin = modern.rotation(position, D, theta, torch.float32)
-        logits = torch.empty(1, head.n)
+        logits = torch.empty(1, head.n, dtype=torch.float32, device="cpu")
         kernels.one_token(
             ctypes.byref(kept.whole), _at(x), _at(cos), _at(sin), ctypes.c_long(S), _at(logits), _at(space),
             ctypes.c_int(torch.get_num_threads()),

@@ -25,8 +25,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, drop_rate: floa
         kernel, and the (B, H, T, T) weights and the mask of what was dropped are stored.
     """
     B, H, T, _ = q.shape
-    plain_causal = mask is None and not drop_rate and q.shape == k.shape
-    if plain_causal and keeps_weights(B, H, T) and fused.usable(q, k, v):
+    if mask is None and not drop_rate and keeps_weights(B, H, T) and fused.usable(q, k, v):
         return fused.attend(q, k, v)
     if q.device.type == "cpu" and torch.is_autocast_enabled("cpu") and not drop_rate and k.shape[2] <= NARROW:
         with torch.autocast("cpu", enabled=False):

@@ -159,13 +159,13 @@ def memory_bytes(
     state = _optimizer_state(config, optimizer)
     copies = (_hidden_matrices(s), s.V * s.C) if dtype_bytes < FLOAT32 else (0, 0)  # matrices in the products' dtype
     block = N * _kept_by_block(s, T, dtype_bytes, dropping, device) + dtype_bytes * copies[0] // s.L
-    if kernels and device == "cpu" and not dropping and keeps_weights(batch_size, s.H, T):
+    if kernels and device == "cpu" and not dropping and s.G == s.H and keeps_weights(batch_size, s.H, T):
         block += batch_size * s.H * kept_weights(T, dtype_bytes)
     stream = N * s.C * FLOAT32  # one residual stream: a block's input, or its gradient
     blocks = s.L * (stream if checkpoint_activations else block)
     around = N * _kept_around_blocks(s, dtype_bytes, dropping, device) + dtype_bytes * copies[1]
     again = block - stream if checkpoint_activations else 0  # the block that is being computed again
-    loss_kept, loss_temporaries = _loss(s, N, dtype_bytes, device)
+    loss_kept, loss_temporaries = _loss(s, N, dtype_bytes, device, kernels)
     head_gradient = FLOAT32 * s.V * s.C
     earlier = weights if accumulate else 0  # gradients that are there already
     # Gradients that come after the first block's MLP: those of its matrices and of the embeddings.
@@ -240,10 +240,10 @@ def _kept_around_blocks(s: _Sizes, dtype_bytes: int, dropping: bool, device: str
     return norm * FLOAT32 + mask + s.C * dtype_bytes
 
 
-def _loss(s: _Sizes, N: int, dtype_bytes: int, device: str) -> tuple[int, int]:
+def _loss(s: _Sizes, N: int, dtype_bytes: int, device: str, kernels: bool) -> tuple[int, int]:
     """Bytes that the loss keeps, and those it needs for a moment. See loss.py."""
-    rows = piece_rows(s.V, s.C, device)
-    if rows >= N:
+    rows = min(N, piece_rows(s.V, s.C, device))
+    if rows == N and not kernels:
         logits = N * s.V * FLOAT32
         return logits, 2 * logits  # log-softmax; in the backward pass its gradient and that of the logits
     gradients = FLOAT32 * (s.V * s.C + N * s.C)

@@ -36,7 +36,7 @@ def cross_entropy_sum(hidden: Tensor, weight: Tensor, targets: Tensor, *, plain:
     its dtype; the softmax is in float32 at least. `plain`: the textbook form whatever the size.
     """
     rows = piece_rows(weight.shape[0], weight.shape[1], weight.device.type)
-    few = hidden.shape[0] <= rows and not fused.usable(hidden, weight)
+    few = hidden.shape[0] <= rows and not fused.usable(hidden)
     if plain or few:
         loss = plain_cross_entropy_sum(hidden, weight, targets)
     elif torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):

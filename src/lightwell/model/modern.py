@@ -78,10 +78,11 @@ class Attention(nn.Module):
     def queries_keys_values(self, qkv: Tensor, turn: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """The heads in `qkv` (B, T, (H + G + G) D), queries and keys normalised and rotated."""
         (B, T, _), (H, G, _), (cos, sin) = qkv.shape, self.heads, turn
-        usual = type(self.q_norm) is type(self.k_norm) is RMSNorm  # an experiment may have put others there
-        if usual and len(cos) == 1 and fused.usable(qkv, self.q_norm.weight):
-            gains = self.q_norm.weight, self.k_norm.weight
-            return fused.heads(qkv, *gains, cos[0, :, 0], sin[0, :, 0], self.q_norm.eps, (H, G))
+        norms = self.q_norm, self.k_norm  # an experiment may have put others there
+        if type(norms[0]) is type(norms[1]) is RMSNorm and norms[0].eps == norms[1].eps and len(cos) == 1:
+            gains = norms[0].weight, norms[1].weight
+            if fused.usable(qkv, gains=(*gains, *turn)):
+                return fused.heads(qkv, *gains, cos[0, :, 0], sin[0, :, 0], norms[0].eps, (H, G))
         q, k, v = qkv.view(B, T, H + G + G, -1).split(self.heads, dim=2)
         q, k = rotate(self.q_norm(q), turn), rotate(self.k_norm(k), turn)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)

@@ -18,7 +18,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        if fused.usable(x, self.weight):
+        if fused.usable(x, gains=(self.weight,)) and x.shape[-1:] == self.weight.shape:
             return fused.rms_norm(x, self.weight, self.eps)
         return F.rms_norm(x.to(self.weight.dtype), self.weight.shape, self.weight, self.eps)
 

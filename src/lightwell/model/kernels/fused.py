@@ -17,6 +17,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -27,23 +28,33 @@ from lightwell.model.kernels.build import library
 
 PARTS = 16  # in which sums over rows are made, as in rows.c
 BLOCKS = {torch.float32: 128, torch.bfloat16: 256}  # queries of attention at a time
-_on = False
+LONGEST = 250_000  # numbers of a row, of which C keeps up to three on its stack
+_on = ContextVar("fused", default=False)  # of this thread
 
 
 @contextmanager
 def fused(wanted: bool = True) -> Iterator[None]:
     """Within this context the model takes the fast twins, where they can be had."""
-    global _on
-    before, _on = _on, wanted and library() is not None
+    before = _on.set(wanted and library() is not None)
     try:
         yield
     finally:
-        _on = before
+        _on.reset(before)
 
 
-def usable(*tensors: Tensor) -> bool:
-    """Whether the fast twins may be taken for these: switched on, on a CPU, in float32 or bfloat16."""
-    return _on and all(t.device.type == "cpu" and t.dtype in (torch.float32, torch.bfloat16) for t in tensors)
+def usable(*alike: Tensor, gains: tuple[Tensor, ...] = ()) -> bool:
+    """Whether the fast twins may be taken for these: switched on, on a CPU, of one shape and dtype, float32 or bfloat16
+    as the products that follow are. `gains`, of which C has nothing but the address, in float32 without gaps."""
+    first = alike[0]
+    return (
+        not torch.compiler.is_compiling()
+        and _on.get()
+        and first.shape[-1] <= LONGEST
+        and first.dtype in BLOCKS
+        and _product_dtype(first) in BLOCKS
+        and all(t.device.type == "cpu" and t.dtype == first.dtype and t.shape == first.shape for t in alike)
+        and all(g.device.type == "cpu" and g.dtype == torch.float32 and g.is_contiguous() for g in gains)
+    )
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -81,10 +92,10 @@ def gelu(x: Tensor) -> Tensor:
 
 
 def softmax_less_target(logits: Tensor, targets: Tensor) -> Tensor:
-    """Changes `logits` (R, V) into softmax(logits) less 1 at `targets` (R,), zeros where a target is negative, and
-    returns the losses of the rows (R,), in nats, float32."""
+    """Changes `logits` (R, V) into softmax(logits) less 1 at `targets` (R,), zeros where that is -100, and returns the
+    losses of the rows (R,), in nats, float32; NaN where there is no such target."""
     losses = logits.new_empty(len(logits), dtype=torch.float32)
-    _call("softmax_less_target", _numbers(logits), targets, losses, *logits.shape)
+    _call("softmax_less_target", _numbers(logits), targets.long().contiguous(), losses, *logits.shape)
     return losses
 
 
@@ -115,8 +126,10 @@ class _Heads(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         (B, T, _), (H, G), D = qkv.shape, sizes, len(w_q)
         qkv = qkv.contiguous()
-        q, k, v = (torch.empty(B, n, T, D, dtype=_product_dtype(qkv)) for n in (H, G, G))
-        r = torch.empty(B, T, H + G)
+        if (qkv.shape[-1], len(w_k)) != ((H + G + G) * D, D):
+            raise ValueError(f"expected {H + G + G} heads of {D} numbers, got {qkv.shape[-1]} and gains of {len(w_k)}")
+        q, k, v = (qkv.new_empty(B, n, T, D, dtype=_product_dtype(qkv)) for n in (H, G, G))
+        r = qkv.new_empty(B, T, H + G, dtype=torch.float32)
         written = [_numbers(tensor) for tensor in (q, k, v)]
         _call("heads", _numbers(qkv), w_q, w_k, cos, sin, ctypes.c_float(eps), *written, r, B, T, H, G, D)
         ctx.save_for_backward(qkv, r, w_q, w_k, cos, sin)

@@ -20,7 +20,8 @@ static inline uint16_t narrowed(float x) {
     return (uint16_t)(((bits & 0x7fffffff) > 0x7f800000 ? quiet_nan : rounded) >> 16);
 }
 
-/* e^x to about one part in 10^7: 2^n times a polynomial of what is left, |f| <= ln 2 / 2. Not a number stays so. */
+/* e^x to about one part in 10^7: 2^n times a polynomial of what is left, |f| <= ln 2 / 2. Not a number stays so; from
+   e^88 on it is infinity. */
 static inline float exponential(float x) {
     float clipped = x < -80.0f ? -80.0f : x > 88.0f ? 88.0f : x; /* far from numbers too small for full speed */
     float n = rintf(clipped * 1.44269504f);
@@ -35,7 +36,7 @@ static inline float exponential(float x) {
     int32_t bits = ((int32_t)n + 127) << 23;
     float scale;
     memcpy(&scale, &bits, 4);
-    return p * scale;
+    return x > 88.0f ? INFINITY : p * scale;
 }
 
 static inline float dot(const float *restrict a, const float *restrict b, long n) {

@@ -31,7 +31,7 @@ static inline void store(Numbers to, long begin, const float *restrict row, long
     }
 }
 
-enum { PARTS = 16 };
+enum { PARTS = 16, IGNORE = -100 };
 
 /* n or a little more, so that no single numbers are left after those that the processor takes together. */
 static inline long up_to_lanes(long n, long most) {
@@ -237,20 +237,21 @@ void gelu_backward(Numbers g, Numbers x, Numbers d_x, long rows, long n, int thr
         for (long i = 0; i < n; i++) {
             float square = a[i] * a[i];
             float s = 1.0f / (1.0f + exponential(-GELU * a[i] * (1.0f + GELU_CUBE * square)));
-            d[i] *= s * (1.0f + a[i] * (1.0f - s) * GELU * (1.0f + 3.0f * GELU_CUBE * square));
+            float slope = s * (1.0f + a[i] * (1.0f - s) * GELU * (1.0f + 3.0f * GELU_CUBE * square));
+            d[i] *= s == 0 ? 0 : slope; /* far down the cube is infinite */
         }
         store(d_x, t * n, d, n);
     }
 }
 
 /* From logits (rows, n) to what the backward pass wants of them, in their place: softmax(logits), less 1 at the target;
-   zeros where the target is negative, which does not count. loss (rows): -log softmax(logits)[target], or 0; NaN
-   where there is no such target. */
+   zeros where it is IGNORE and does not count. loss (rows): -log softmax(logits)[target], or 0; NaN where there is no
+   such target. */
 void softmax_less_target(Numbers logits, const int64_t *target, float *loss, long rows, long n, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long t = 0; t < rows; t++) {
         float row[n];
-        loss[t] = target[t] < n ? 0 : NAN;
+        loss[t] = target[t] == IGNORE ? 0 : NAN;
         if (target[t] < 0 || target[t] >= n) {
             memset(row, 0, n * sizeof(float));
         } else {
