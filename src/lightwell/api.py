@@ -43,7 +43,7 @@ from lightwell.runtime.observer import Observer
 from lightwell.runtime.peak import measure_peak_flops
 from lightwell.runtime.threads import set_threads
 from lightwell.runtime.world import World, join_world
-from lightwell.store.checkpoint import Checkpoint
+from lightwell.store.checkpoint import BEGIN_AGAIN, Checkpoint
 from lightwell.store.checkpoints import list_checkpoints
 from lightwell.store.database import RunDatabase
 from lightwell.store.run_folder import DATABASE, open_run, remove_if_empty
@@ -60,6 +60,7 @@ from lightwell.trained import (
     require_tokenizer,
 )
 from lightwell.training.assemble import assemble
+from lightwell.training.loop import BAD_NUMBERS
 from lightwell.training.loop import run as train
 from lightwell.training.outcome import hand_over, outcome_tokens
 from lightwell.training.record import NoRecord
@@ -103,6 +104,7 @@ def pretrain(
     with join_world(device.kind) as world:
         path = Path(world.agree(str(out or new_run_path(config.run.name or name_of(asked.text)))))
         if world.on_main(lambda: can_go_on(path, asked, force, say)):
+            say(f"Going on with {path}.")
             go_on(path, device, world, observers=observers, stop=stop, say=say)
             return load(path, device=config.runtime.device)
         made = not path.exists()
@@ -260,6 +262,6 @@ def train_run(
     if reason not in (None, "overfitting"):
         raise StoppedEarly(
             f"stopped at step {step} of {training.pace.steps(training.state)} ({reason}); saved.",
-            f"Go on with: {command('resume', path)}",
+            BEGIN_AGAIN if reason in BAD_NUMBERS else f"Go on with: {command('resume', path)}",
             {"run": str(path), "step": step, "checkpoint": str(list_checkpoints(path)[-1])},
         )

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightwell.config.load import merge, parse_settings, read_toml
+from lightwell.config.load import merge, parse_settings, read_toml, require_utf8
 from lightwell.config.presets import preset as read_preset
 from lightwell.config.run import RunConfig, changed, differences, parse, to_raw
 from lightwell.data.dataset import Dataset, is_dataset, open_dataset
@@ -40,6 +40,7 @@ from lightwell.planner.reading import (
 from lightwell.planner.text import describe
 from lightwell.runtime.device import Device
 from lightwell.runtime.peak import measure_peak_flops
+from lightwell.show.units import size
 from lightwell.store.checkpoint import FOLDER as CHECKPOINTS
 from lightwell.store.database import RunDatabase
 from lightwell.store.run_folder import ATTEMPT, CONFIG, DATABASE, DATASET, create, is_run, open_run, require_free
@@ -110,6 +111,7 @@ def read_request(
         {name: section for name, section in given.items() if section},
         parse_settings(list(settings)),
     )
+    require_utf8(raw)
     request = Request(None if text is None else as_paths(text), raw)
     _ = request.config  # reports every problem now
     return request
@@ -263,7 +265,8 @@ def open_or_prepare(
     ids = vocab_size or config.model.vocab_size or TYPICAL_VOCAB_SIZE
     limit = config.data.limit_bytes or bytes_to_read(config, largest, ids, peak, seconds, slower, processes)
     if limit is not None and limit < n_bytes:
-        say(f"Reading {limit / 1e6:,.0f} of {n_bytes / 1e6:,.0f} MB of text, chosen by the seed: enough for the time.")
+        why = "as asked" if config.data.limit_bytes else "enough for the time"
+        say(f"Reading {size(limit)} of {size(n_bytes)} of text, chosen by the seed: {why}.")
     return prepare(
         sources,
         run / DATASET,

@@ -70,6 +70,10 @@ class DamagedError(RunError):
     kind = "damaged"
 
 
+class NotFiniteError(RunError):
+    """Weights or moments that training has made NaN or infinite."""
+
+
 class LockedError(RunError):
     kind = "locked"
 

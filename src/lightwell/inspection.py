@@ -27,6 +27,7 @@ from lightwell.data.dataset import Dataset, is_dataset, open_dataset
 from lightwell.data.prepare import prepare
 from lightwell.data.sources import collect, shown
 from lightwell.errors import RunError, UserError
+from lightwell.files.translate import os_errors
 from lightwell.model.count import flops_per_token, parameters
 from lightwell.planner.choose import Choice, choose
 from lightwell.planner.fit import require_memory, rows_at_once, step_memory
@@ -39,7 +40,7 @@ from lightwell.runtime.peak import measure_peak_flops
 from lightwell.runtime.threads import set_threads
 from lightwell.store.checkpoint import FOLDER as CHECKPOINTS
 from lightwell.store.checkpoint import checkpoint_manifest, write_checkpoint
-from lightwell.store.checkpoints import list_checkpoints, newest_good, pin, step_of, verify_checkpoint
+from lightwell.store.checkpoints import list_checkpoints, pin, step_of, verify_checkpoint
 from lightwell.store.database import RunDatabase
 from lightwell.store.run_folder import CONFIG, DATABASE, TOKENIZER, create, is_run, open_run, require_free
 from lightwell.tokenizer.load import load_tokenizer
@@ -160,7 +161,8 @@ def _described(path: Path) -> dict[str, Any]:
                     ended = event["details"].get("reason")
                 elif event["kind"] in ("steps", "extended"):  # it goes on since
                     ended, planned = None, event["details"].get("steps", planned)
-    checkpoints = list_checkpoints(path)
+    with os_errors(f"read {path}"):
+        checkpoints = list_checkpoints(path)
     step = step_of(checkpoints[-1]) if checkpoints else 0
     if holder(path) is not None:
         state = "running"
@@ -200,7 +202,8 @@ def check_run(path: str | Path) -> list[dict[str, Any]]:
 
     def row(what: Path, check: Any) -> None:
         try:
-            check()
+            with os_errors(f"read {what}"):
+                check()
             rows.append({"path": str(what), "good": True, "said": ""})
         except (RunError, UserError) as error:
             rows.append({"path": str(what), "good": False, "said": error.message})
@@ -211,9 +214,12 @@ def check_run(path: str | Path) -> list[dict[str, Any]]:
         if not is_run(path):
             raise
         return [{"path": str(path / CONFIG), "good": False, "said": error.message}]
-    for checkpoint in list_checkpoints(path):
+    with os_errors(f"read {path}"):
+        checkpoints = list_checkpoints(path)
+    for checkpoint in checkpoints:
         row(checkpoint, lambda checkpoint=checkpoint: verify_checkpoint(checkpoint))
-    newest = newest_good(path, set_aside=False)
+    good = [checkpoint for checkpoint, found in zip(checkpoints, rows) if found["good"]]
+    newest = good[-1] if good else None
     if newest is None:
         said = "expected a good checkpoint, found none."
         rows.append({"path": str(path / CHECKPOINTS), "good": False, "said": said})
@@ -243,7 +249,8 @@ def pin_checkpoint(path: str | Path, step: int) -> None:
 def plan_summary(text: Text | None = None, *, progress: Progress = quiet, **request: Any) -> dict[str, Any]:
     """What a run would take: parameters, memory, FLOPs, tokens and time. `kinds` says how each figure was come by."""
     asked = read_request(text, **request)
-    config = with_budget(asked.config, lambda said: None)
+    assumed: list[str] = []
+    config = with_budget(asked.config, assumed.append)
     device = choose_device(config.runtime.device, config.runtime.dtype)
     set_threads(config)
     choice, peak = _planned(config, asked, device, progress)
@@ -276,7 +283,7 @@ def plan_summary(text: Text | None = None, *, progress: Progress = quiet, **requ
         "seconds": seconds,
         "device": device.describe(),
         "peak_flops": peak,
-        "reasons": choice.reasons,
+        "reasons": assumed + choice.reasons,
         "config": to_raw(config),
         "kinds": {
             "parameters": "exact",

@@ -271,7 +271,7 @@ def recorded(path: Path) -> Iterator[RunDatabase | None]:
     """What a run wrote down while it trained; None if there is nothing, or nothing readable: a model is whole without
     it, and `lightwell runs --check` tells."""
     try:
-        database = RunDatabase(path / DATABASE, read_only=True) if (path / DATABASE).exists() else None
+        database = RunDatabase(path / DATABASE, read_only=True) if (path / DATABASE).is_file() else None
     except DamagedError:
         database = None
     with database or nullcontext():

@@ -762,3 +762,117 @@ def test_a_broken_run_does_not_end_a_table_of_all(capsys, trained, tmp_path):
     assert str(tmp_path / "b") in told.out
     assert str(tmp_path / "a") in told.err
     assert run(["runs", str(tmp_path / "a"), "--csv"]) == 2
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "runtime.threads=100000",
+        "budget.steps=" + "9" * 400,
+        "train.batch_size=" + "9" * 5000,
+        "train.prompts=" + "[" * 5000,
+        "run.name=b\udcff",
+        "data.val=['bad\udcff.txt']",
+    ],
+    ids=["threads", "steps", "digits", "brackets", "name", "val"],
+)
+def test_values_that_no_run_can_have(capsys, text_file, tmp_path, setting):
+    out = tmp_path / "run"
+    code, sentence = said(capsys, "pretrain", str(text_file), *SMALL, "--set", setting, "--out", str(out))
+    assert code == 2, sentence
+    assert "Traceback" not in sentence
+    assert f"{setting.split('=')[0]}: expected" in sentence
+    assert not out.exists()
+
+
+def test_a_run_whose_folder_is_not_utf8_goes_on(capsys, trained, tmp_path):
+    moved = Path(shutil.copytree(trained, tmp_path / "o\udcff"))
+    code, words = said(capsys, "resume", str(moved), "--extend-steps", "1")
+    assert code == 0, words
+
+
+def test_ctrl_c_before_the_command_begins(capsys, monkeypatch):
+    from lightwell.cli import main as module
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "let_threads_wait_as_fits", interrupted)
+    assert said(capsys, "pretrain", "x") == (130, "lightwell: interrupted; what was saved before is still there.")
+
+    def broken(*_):
+        raise ImportError("cannot load module more than once per process")
+
+    monkeypatch.setattr(module, "let_threads_wait_as_fits", broken)
+    monkeypatch.setattr(module, "CTRL_C", [signal.SIGINT])
+    assert said(capsys, "pretrain", "x") == (130, "lightwell: interrupted; what was saved before is still there.")
+    monkeypatch.setattr(module, "CTRL_C", [])
+    assert said(capsys, "pretrain", "x")[0] == 1
+
+
+def test_a_finished_run_is_not_said_to_be_trained_again(capsys, text_file, copy):
+    assert run(["pretrain", str(text_file), "--steps", "3", *SMALL, "--out", str(copy), "--force"]) == 0
+    shown = capsys.readouterr()
+    assert f"{copy} is complete: no step was left to make." in shown.out
+    assert f"Going on with {copy}." in shown.err
+
+
+def test_a_run_in_which_no_number_was_finite(capsys, text_file, tmp_path):
+    """It was not trained, with --json too, and what to do about it is not to resume."""
+    for more in ([], ["--json"]):
+        out = tmp_path / f"run{len(more)}"
+        asked = ["--steps", "2", *SMALL, "--set", "model.rope_theta=1e-300", "--out", str(out), *more]
+        assert run(["pretrain", str(text_file), *asked]) == 3
+        shown = capsys.readouterr()
+        assert "no step had finite numbers" in (shown.out if more else shown.err)
+        assert "resume" not in shown.out + shown.err
+        assert "{'loss'" not in shown.err
+
+
+def test_the_rate_of_a_run_that_begins_again_is_measured(text_file, tmp_path):
+    import lightwell
+
+    path = tmp_path / "run"
+    assert run(["pretrain", str(text_file), "--steps", "1", *SMALL, "--out", str(path), "--json"]) == 0
+    shutil.rmtree(path / "checkpoints" / "step-00000001")
+    lightwell.resume(path)
+    first = lightwell.load(path).metrics["tokens_per_second"][0][1]
+    assert first != pytest.approx(4 * 32 / 1e-3)  # a step in the least time that there is
+
+
+def test_one_run_that_cannot_be_read_does_not_hide_the_others(capsys, trained, tmp_path, monkeypatch):
+    import lightwell.inspection as inspection
+
+    for name in ("a", "b"):
+        shutil.copytree(trained, tmp_path / "runs" / name)
+    real = inspection.list_checkpoints
+
+    def closed(path):
+        if path.name == "b":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(inspection, "list_checkpoints", closed)
+    assert run(["runs", str(tmp_path / "runs"), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["state"] for row in rows] == ["done", "broken"]
+
+
+def test_metrics_that_are_a_folder_do_not_hide_the_model(capsys, copy):
+    (copy / "run.sqlite").unlink()
+    (copy / "run.sqlite").mkdir()
+    assert run(["generate", str(copy), "a", "--max-new-tokens", "2"]) == 0
+
+
+def test_the_way_to_convert_a_file_can_be_copied(capsys, tmp_path):
+    path = tmp_path / "two words.txt"
+    path.write_bytes(("grün " * 40_000).encode("latin-1"))
+    _, sentence = said(capsys, "prepare", str(path), "--out", str(tmp_path / "data"))
+    assert f"-t UTF-8 '{path}' > converted.txt" in sentence
+    path.write_text("grün " * 40_000, encoding="utf-32")
+    assert "UTF-32" in said(capsys, "prepare", str(path), "--out", str(tmp_path / "data"))[1]
+
+
+def test_a_plan_says_what_it_takes_for_granted(capsys, text_file):
+    assert run(["plan", str(text_file), "--preset", "nano", "--json"]) == 0
+    assert "10 minutes" in json.loads(capsys.readouterr().out)["reasons"][0]

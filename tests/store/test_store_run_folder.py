@@ -100,7 +100,7 @@ def test_an_unknown_format_is_refused_by_name(run: Path, written: str) -> None:
         open_run(run, need_checkpoint=False)
     assert "another version" in caught.value.hint
     (run / "config.toml").write_text(text.replace("format = 1", ""))
-    with pytest.raises(RunError, match="got format None"):
+    with pytest.raises(DamagedError, match="got no format in it"):
         open_run(run, need_checkpoint=False)
 
 

@@ -74,7 +74,7 @@ class Stopper:
     def __init__(self, seconds: float | None, elapsed: Callable[[], float]) -> None:
         if seconds is not None and not 0 < seconds < math.inf:
             raise UserError(
-                f"expected more than 0 minutes for --stop-after, got {seconds / 60:g}.",
+                f"expected a finite number of minutes above 0 for --stop-after, got {seconds / 60:g}.",
                 "Leave it out to train to the end.",
             )
         self.seconds, self.elapsed = seconds, elapsed

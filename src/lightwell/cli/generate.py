@@ -71,6 +71,7 @@ def generate(
         try:
             write(in_utf8(input("> ")))
         except EOFError:
+            print()  # the shell's own prompt gets a line of its own
             return
         except UserError as error:  # the next prompt may do
             say(str(error))

@@ -46,6 +46,8 @@ COMMANDS = {  # name -> one line for --help; the command lives in cli/<name>.py 
 INTERRUPTED = 130  # as shells say it: 128 + SIGINT
 TOLD_TO_END = [signal.Signals[name] for name in ("SIGTERM", "SIGHUP") if name in signal.Signals.__members__]
 TAKE_ANY_TEXT = ("generate", "tokenize", "trace", "verify", "diagnose", "explain")  # an empty one too
+DEFAULT = signal.default_int_handler
+CTRL_C: list[int] = []  # that came
 REPORT = "This is a bug in Lightwell. Please report it with the lines above."
 
 
@@ -96,6 +98,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit with its code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     open_what_is_closed()
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is DEFAULT:
+        signal.signal(signal.SIGINT, note_ctrl_c)
     for number in TOLD_TO_END:
         if threading.current_thread() is threading.main_thread() and signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, end_in_order)
@@ -108,6 +112,12 @@ def main(arguments: list[str] | None = None) -> None:
 
         leave(code)
     sys.exit(code)
+
+
+def note_ctrl_c(number: int, frame: Any) -> None:
+    """As Python does by itself, but remembered: where C code is being imported another error comes of it."""
+    CTRL_C.append(number)
+    raise KeyboardInterrupt
 
 
 def end_in_order(number: int, frame: Any) -> None:
@@ -137,8 +147,8 @@ def run(arguments: list[str]) -> int:
     if isinstance(sys.stdout, TextIOWrapper):  # a terminal of few characters, a path that is not UTF-8: written \u...
         sys.stdout.reconfigure(errors="backslashreplace")
     trains = arguments[:1] in (["pretrain"], ["resume"]) and not {"--help", "-h"} & set(arguments)
-    let_threads_wait_as_fits() if trains else let_threads_sleep()
     try:
+        let_threads_wait_as_fits() if trains else let_threads_sleep()
         result = get_command(app).main(args=arguments, prog_name="lightwell", standalone_mode=False)
         try:
             sys.stdout.flush()
@@ -163,7 +173,9 @@ def run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader, such as `head`, has seen enough
         return 0
     except Exception as error:
-        if type(error).__name__ == "Abort":  # at a question
+        if type(error).__name__ == "Abort" or (
+            CTRL_C and isinstance(error, ImportError)
+        ):  # at a question; while loading
             return interrupted(as_json)
         if hasattr(error, "format_message"):  # the command line was not understood
             context = getattr(error, "ctx", None)

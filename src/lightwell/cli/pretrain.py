@@ -58,9 +58,10 @@ def pretrain(
         show_json(found) if json else print(found["table"])
         return
     stopper = Stopper(None if stop_after is None else 60 * stop_after, lambda: time.perf_counter() - BEGAN)
+    shown = TrainingProgress()
     with stop_by_signal(stopper), working() as progress:
         run = train(
-            text or None, out=out, weights_from=from_, observers=[TrainingProgress()], stop=stopper, say=say,
+            text or None, out=out, weights_from=from_, observers=[shown], stop=stopper, say=say,
             progress=progress, force=force, began=BEGAN, **request,
         )  # fmt: skip
-    show_result(run, time.perf_counter() - BEGAN, json)
+    show_result(run, time.perf_counter() - BEGAN, json, shown.made)

@@ -32,7 +32,7 @@ class TrainingProgress(Observer):
     def after_step(self, report: StepReport) -> None:
         self.made += 1
         for kind, details in report.events:
-            self.note(f"step {report.step}: {kind} {details}")
+            self.note(f"step {report.step}: {words_of(kind, details)}")
         done = report.step / report.steps
         now = time.monotonic()
         if self.terminal:
@@ -65,6 +65,13 @@ class TrainingProgress(Observer):
     def at_end(self) -> None:
         if self.terminal:
             write("\n")
+
+
+def words_of(kind: str, details: dict[str, Any]) -> str:
+    """An event of training/guard.py, for a person."""
+    if kind == "nonfinite":
+        return f"loss {details['loss']}, gradient norm {details['gradient_norm']}: the weights stay as they were"
+    return f"the loss jumped to {details['loss']:.3f}, usual was {details['usual']:.3f}"
 
 
 def renew(line: str) -> None:

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from lightwell.trained import Run
 
 
-def show_result(run: Run, seconds: float, as_json: bool, made: int | None = None) -> None:
-    """`seconds` of this command, `made` steps of it: None for all of the run's."""
+def show_result(run: Run, seconds: float, as_json: bool, made: int) -> None:
+    """`seconds` that this command took, and how many steps it made."""
     from lightwell.evaluation.copies import SEARCHED
     from lightwell.trained import longest_copy_from
 
@@ -26,7 +26,7 @@ def show_result(run: Run, seconds: float, as_json: bool, made: int | None = None
     heldout = outcome["heldout"]
     if made == 0:
         print(f"\n{run.path} is complete: no step was left to make.")
-    now = "" if made is None else f", {made:,} of them now"
+    now = f", {made:,} of them now" if made < outcome["steps"] else ""
     took = "" if made == 0 else f"{now}, {duration(seconds)}"
     print(
         f"\nTrained {count(outcome['parameters'])} parameters on {count(outcome['tokens'])} tokens"

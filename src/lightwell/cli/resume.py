@@ -31,4 +31,4 @@ def resume(
     shown = TrainingProgress()
     with stop_by_signal(stopper):
         trained = go_on(run, extend_steps=extend_steps, observers=[shown], stop=stopper, say=say)
-    show_result(trained, time.perf_counter() - began, json, made=shown.made)
+    show_result(trained, time.perf_counter() - began, json, shown.made)

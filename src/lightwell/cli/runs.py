@@ -99,7 +99,11 @@ def print_curves(paths: list[str]) -> None:
     for path in paths:
         metrics = run_metrics(path)
         label = f"{path} " if len(paths) > 1 else ""
-        names = {"loss": "training loss", "heldout.loss": "held-out loss"} if len(paths) == 1 else {"loss": "loss"}
+        names = (
+            {"loss": "training loss", "heldout.loss": "held-out loss, of a part"}
+            if len(paths) == 1
+            else {"loss": "loss"}
+        )
         series |= {label + said: metrics[name] for name, said in names.items() if metrics.get(name)}
     if series:
         print()

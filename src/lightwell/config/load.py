@@ -57,5 +57,25 @@ def parse_settings(settings: list[str]) -> Raw:
 def _toml_value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # as in `read_toml`
         return text
+
+
+def require_utf8(raw: Raw) -> None:
+    """Raise ConfigError for texts that no config can hold: names of files whose bytes are not UTF-8."""
+    wrong = []
+    for section, values in raw.items():
+        for key, value in values.items() if isinstance(values, dict) else ():
+            for text in value if isinstance(value, list) else [value]:
+                if isinstance(text, str) and not _is_utf8(text):
+                    wrong.append((f"{section}.{key}", f"expected a name in UTF-8, got {text!r}"))
+    if wrong:
+        raise ConfigError(wrong, "Rename the file, or choose another name.")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -17,6 +17,7 @@ from lightwell.errors import ConfigError
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
+Long = Annotated[int, Field(gt=0, le=10**15)]  # steps or tokens of a run
 Sequences = Annotated[int, Field(gt=0, le=2**20)]
 Share = Annotated[float, Field(ge=0, le=1)]
 FAMILIES: dict[str, type[GPTConfig] | type[ModernConfig]] = {"gpt2": GPTConfig, "modern": ModernConfig}
@@ -111,8 +112,8 @@ class ScheduleSection(Strict):
 class BudgetSection(Strict):
     """How long to train: one of the three. None at all: 10 minutes."""
 
-    steps: Size | None = None
-    tokens: Size | None = None
+    steps: Long | None = None
+    tokens: Long | None = None
     minutes: Annotated[float, Field(gt=0, le=10**7)] | None = None
     most_tokens: Size | None = None  # end sooner than the minutes: a short text is learned by heart; left out: a rule
 
@@ -163,7 +164,7 @@ class RuntimeSection(Strict):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matrix products; weights stay float32
     compile: bool | None = None  # torch.compile; left out: if a trial says that it pays
     parallel: Literal["auto", "data", "sharded"] = "auto"  # many processes: copies of the model, or shards of it
-    threads: Size | None = None
+    threads: Annotated[int, Field(gt=0, le=1024)] | None = None
     checkpoint_activations: bool = False  # recompute each block's activations in the backward pass: less memory
 
 
@@ -231,8 +232,13 @@ def what_decides(config: RunConfig) -> dict[str, Any]:
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Each key of two nested dictionaries that has another value, as "section.key: before -> now"."""
+
+    def said(config: dict[str, Any], section: str, key: str) -> str:
+        value = config.get(section, {}).get(key)
+        return "left out" if value is None else str(value)
+
     return [
-        f"{section}.{key}: {before.get(section, {}).get(key)} -> {now.get(section, {}).get(key)}"
+        f"{section}.{key}: {said(before, section, key)} -> {said(now, section, key)}"
         for section in sorted(before.keys() | now.keys())
         for key in sorted(before.get(section, {}).keys() | now.get(section, {}).keys())
         if before.get(section, {}).get(key) != now.get(section, {}).get(key)

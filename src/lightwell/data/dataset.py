@@ -15,7 +15,7 @@ from lightwell.errors import DamagedError, DataError
 from lightwell.files.atomic import MANIFEST
 from lightwell.files.hashing import sha256_json
 from lightwell.files.limits import parse_json
-from lightwell.files.paths import safe_join
+from lightwell.files.paths import command, safe_join
 from lightwell.files.translate import os_errors
 from lightwell.files.verify import read_manifest, verify_manifest, verify_size
 from lightwell.show.table import draw_table
@@ -85,8 +85,14 @@ class Dataset:
         vocab_size = self.manifest["tokenizer"]["vocab_size"]
         return (
             f"To train on: {size(train['bytes'])}, {count(train['tokens'])} tokens; held out: {size(val['bytes'])};"
-            f" a vocabulary of {thousands(vocab_size)}."
+            f" a vocabulary of {thousands(vocab_size)}.{self._left_out()}"
         )
+
+    def _left_out(self) -> str:
+        """A sentence on what was found but is not in it, if there is any."""
+        n = sum(self.manifest["left_out"].values())
+        parts = plural(n, "file or passage", "files and passages")
+        return f" Left out: {parts} (`{command('data', 'show', self.path)}` says why)." if n else ""
 
     def describe(self) -> str:
         """What is in it, as text for a person."""

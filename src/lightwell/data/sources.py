@@ -12,6 +12,7 @@ import codecs
 import hashlib
 import json
 import os
+import shlex
 import stat
 import sysconfig
 from collections.abc import Iterator, Sequence
@@ -39,6 +40,7 @@ _DATASET, _RUN = ("documents.jsonl", "train-00000.bin"), ("config.toml", "checkp
 _MARKS_OF_TOOLS = (("pyvenv.cfg",), _DATASET, _RUN, (".attempt",))
 BLOCK = 1 << 26  # bytes of a file that become one document; a larger file becomes several
 SNIFFED = 8192  # bytes at the start of a file that decide whether it is text
+_UTF32_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -216,7 +218,8 @@ def _valid(file: File, start: int, data: bytes) -> bytes:
         name = shown(file.path)
         raise DataError(
             f"expected UTF-8 in {name}, got byte 0x{data[error.start]:02X} at offset {place}.",
-            f"Convert it, for example: iconv -f WINDOWS-1252 -t UTF-8 {name} > converted.txt; or leave it out.",
+            f"Convert it, for example: iconv -f WINDOWS-1252 -t UTF-8 {shlex.quote(name)} > converted.txt;"
+            " or leave it out.",
         ) from error
     return data
 
@@ -337,6 +340,8 @@ def _not_text(path: Path, whole: bool = False) -> str:
             head += file.read(BLOCK)
     if len(head) < SNIFFED and not head.strip(b" \t\r\n\f\v\xef\xbb\xbf"):
         return "an empty file" if not head else "a file of blanks"
+    if head.startswith(_UTF32_MARKS):  # of which one begins as UTF-16's
+        return "UTF-32"
     if head.startswith(_UTF16_MARKS):
         return "UTF-16"
     if b"\0" in head or head.startswith((b"%PDF-", b"{\\rtf")):

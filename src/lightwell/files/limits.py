@@ -53,15 +53,15 @@ def parse_json(text: bytes, where: str, max_depth: int = MAX_DEPTH, error: type[
         raise error(f"expected JSON in {where}, got something else ({problem}).") from problem
 
 
-def read_toml(path: Path, max_bytes: int = 1 << 20, max_depth: int = MAX_DEPTH) -> dict[str, Any]:
-    """The table in a TOML file. Raises DamagedError if it is too large, too deep, or not TOML."""
+def read_toml(path: Path, max_bytes: int = 1 << 20, max_depth: int = MAX_DEPTH, hint: str = "") -> dict[str, Any]:
+    """The table in a TOML file. Raises DamagedError, with `hint`, if it is too large, too deep, or not TOML."""
     text = _read(path, max_bytes, DamagedError)
     try:
         table = tomllib.loads(text.decode("utf-8"))
     except (ValueError, RecursionError) as problem:
-        raise DamagedError(f"expected TOML in {path}, got something else ({problem}).") from problem
+        raise DamagedError(f"expected TOML in {path}, got something else ({problem}).", hint) from problem
     if value_depth(table) > max_depth:
-        raise DamagedError(f"expected TOML at most {max_depth} levels deep in {path}, got more.")
+        raise DamagedError(f"expected TOML at most {max_depth} levels deep in {path}, got more.", hint)
     return table
 
 

@@ -54,9 +54,9 @@ class Sampling:
     def __post_init__(self) -> None:
         def check(name: str, good: bool, expected: str) -> None:
             if not good:
-                raise UserError(f"expected {name} {expected}, got {getattr(self, name)}.")
+                raise UserError(f"expected {name} {expected}, got {getattr(self, name)}.", "Left out it does no harm.")
 
-        check("temperature", 0 <= self.temperature < math.inf, "to be 0 or more")
+        check("temperature", 0 <= self.temperature < math.inf, "to be a finite number, 0 or more")
         check("top_k", self.top_k is None or self.top_k >= 1, "to be 1 or more")
         check("top_p", self.top_p is None or 0 < self.top_p <= 1, "to be above 0 and at most 1")
         check("min_p", self.min_p is None or 0 <= self.min_p <= 1, "to be from 0 to 1")

@@ -64,7 +64,9 @@ def choose_device(name: str = "auto", dtype: str = "auto") -> Device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"expected a device such as cpu, cuda, cuda:1 or mps, got {name!r}.") from None
+        raise UserError(
+            f"expected a device such as cpu, cuda, cuda:1 or mps, got {name!r}.", "auto takes the best."
+        ) from None
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available.get(device.type, False):
         there = ", ".join(kind for kind, is_there in available.items() if is_there)

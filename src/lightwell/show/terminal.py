@@ -88,4 +88,4 @@ def shorten(text: str, width: int) -> str:
 def one_line(text: str) -> str:
     """`text` with control characters made visible (a newline is `↵`, a tab `⇥`), so that it keeps to its line."""
     named = text.replace("\r\n", "↵").replace("\n", "↵").replace("\t", "⇥")
-    return "".join(c if c.isprintable() or c == " " else f"\\x{ord(c):02x}" for c in named)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in named)

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightwell.errors import NothingSaved, RunError, StoppedEarly, UserError
+from lightwell.errors import NotFiniteError, NothingSaved, RunError, StoppedEarly, UserError
 from lightwell.files.atomic import json_bytes
 from lightwell.files.cache import HashCache
 from lightwell.files.paths import command
-from lightwell.store.checkpoint import write_checkpoint
+from lightwell.store.checkpoint import BEGIN_AGAIN, write_checkpoint
 from lightwell.store.checkpoints import newest_good, rotate, step_of
 from lightwell.store.tensors import tied_names
 
@@ -218,6 +218,8 @@ class BackgroundWriter:
         return StoppedEarly(
             f"expected to save the run, got {times}: {self._last_error} Stopped; the last good checkpoint is"
             f" step {step_of(good)}.",
-            f"Then go on with `{command('resume', self.run)}`.",
+            BEGIN_AGAIN
+            if isinstance(self._last_error, NotFiniteError)
+            else f"Then go on with `{command('resume', self.run)}`.",
             {"step": step_of(good), "checkpoint": str(good)},
         )

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightwell.errors import DamagedError, RunError
+from lightwell.errors import DamagedError, NotFiniteError, RunError
 from lightwell.files.atomic import json_bytes, write_folder, write_manifest, write_new
 from lightwell.files.hashing import sha256_bytes
 from lightwell.files.limits import parse_json
@@ -39,6 +39,8 @@ FORMAT = 1
 SERIAL = 1 << 14  # elements that PyTorch goes through without further threads (its grain is 1 << 15)
 FOLDER = "checkpoints"
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+# What to do about numbers that have gone bad; to go on with the same settings would make them so again.
+BEGIN_AGAIN = "Begin anew with other settings, for one a lower rate: --set optimizer.learning_rate=..."
 PIN = "pinned"  # an empty file in the folder of a checkpoint that is to be kept for ever; see `checkpoints.pin`
 
 
@@ -144,10 +146,7 @@ def require_finite(tensors: Mapping[str, Tensor]) -> None:
             low, high = torch.aminmax(piece)  # a NaN anywhere makes both NaN; unlike isfinite, needs no memory
             if torch.isfinite(low) and torch.isfinite(high):
                 continue
-            raise RunError(
-                f"expected finite numbers to save, got NaN or infinity in {name}.",
-                "Training has gone wrong before this step: go on from the last good checkpoint, at a lower rate.",
-            )
+            raise NotFiniteError(f"expected finite numbers to save, got NaN or infinity in {name}.", BEGIN_AGAIN)
 
 
 def _read_tensors(folder: Path, manifest: dict[str, Any], name: str) -> dict[str, Tensor]:

@@ -40,6 +40,8 @@ ATTEMPT = ".attempt"
 # What turns a config.toml of an older format into one of the next: {0: function of the table, ...}.
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
+PUT_BACK = "Put back a copy of it; weights, tokenizer and metrics are files of their own."
+
 _OURS = (TOKENIZER, DATASET, FOLDER, "lock")  # what a run that was killed while it began may have left
 
 
@@ -114,6 +116,8 @@ def write_config(run: Path, config: Mapping[str, Any], request: Mapping[str, Any
 
     elsewhere = dataset is not None and dataset.absolute() != (run / DATASET).absolute()
     named = str(dataset.absolute()) if dataset and elsewhere else None
+    if named and named != named.encode(errors="replace").decode():
+        raise RunError(f"expected a dataset whose path is UTF-8, got {named!r}.", "Rename it.")
     table = {"format": FORMAT, "dataset": named, "request": request, **config}
     head = "# A Lightwell run. [request] is what was asked; the rest is what it came to.\n"
     write_file(run / CONFIG, (head + tomli_w.dumps(_without_none(table))).encode())
@@ -128,7 +132,7 @@ def open_run(path: Path, *, need_checkpoint: bool = True) -> RunFolder:
     path = Path(path)
     _require_parts(path, need_checkpoint)
     with os_errors(f"read {path}"):
-        table = read_toml(safe_join(path, CONFIG))
+        table = read_toml(safe_join(path, CONFIG), hint=PUT_BACK)
     version = table.get("format", "none")
     table = _upgraded(table, path)
     request, dataset = table.get("request", {}), table.get("dataset")
@@ -171,6 +175,8 @@ def _require_parts(path: Path, need_checkpoint: bool) -> None:
 def _upgraded(table: dict[str, Any], path: Path) -> dict[str, Any]:
     """The table in today's format, through as many upgrades as it takes. Raises RunError for a format without one."""
     version = table.get("format")
+    if version is None:
+        raise DamagedError(f"expected the config of a run in {path / CONFIG}, got no format in it.", PUT_BACK)
     while version != FORMAT:
         if not isinstance(version, int) or version not in UPGRADES:
             raise RunError(

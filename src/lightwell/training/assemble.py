@@ -96,16 +96,17 @@ def assemble(
     about |= {"config": what_decides(config)}
     saver = Saver(run, replicas, optimizer, config.checkpoint, world, record, about, observers)
     pace = Pace(config.budget, config.schedule, tokens_per_step, began=began, world=world)
-    if checkpoint is None:
+    if checkpoint is not None:
+        saver.load(checkpoint, state)
+        if changes := differences(checkpoint.manifest.get("environment", now), now):
+            record.add_event(state.step, "environment_changed", {"changes": changes, "bit_exact": False})
+    if state.step:
+        pace.step_seconds = max(state.seconds, 1e-3) / state.step
+    else:
         if step_seconds is None or world.size > 1:
             first = batches.batch(0, world.rank, world.size)
             step_seconds = time_a_step(replicas, optimizer, first, micro_batch_size, device)
         pace.step_seconds = world.agree(step_seconds)
-    else:
-        saver.load(checkpoint, state)
-        pace.step_seconds = max(state.seconds, 1e-3) / max(state.step, 1)
-        if changes := differences(checkpoint.manifest.get("environment", now), now):
-            record.add_event(state.step, "environment_changed", {"changes": changes, "bit_exact": False})
     pace.reserve = reserve_seconds(config, pace, dataset, parameters(model_config)["total"])
     pace.begin(state)
     if extend_steps is not None:

@@ -33,6 +33,7 @@ from lightwell.training.saver import Saver
 from lightwell.training.state import TrainState
 from lightwell.training.step import StepResult, split, to, train_step
 
+BAD_NUMBERS = ("the numbers stay bad, whatever the data", "no step had finite numbers")  # reasons to stop
 EARLY_STOP = 4  # evaluations in a row without a better one
 
 
@@ -107,6 +108,8 @@ def run(t: Training) -> str | None:
         take_stock(t)
         record_decisions(t)
         t.saver.save(state)
+    if reason is None and state.bad_steps == state.step > 0:
+        return BAD_NUMBERS[1]
     early = state.decided("early_stop")
     return reason or ("overfitting" if early and early["step"] == state.step else None)
 
@@ -195,7 +198,7 @@ def go_back(t: Training) -> str | None:
     t.state.decisions = decisions
     t.state.decide("skip", at=t.state.step, batches=failed - t.state.step, from_step=failed)
     record_decisions(t)
-    return "the numbers stay bad, whatever the data" if give_up(t.state) else None
+    return BAD_NUMBERS[0] if give_up(t.state) else None
 
 
 def record_decisions(t: Training) -> None:

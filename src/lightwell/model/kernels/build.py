@@ -78,7 +78,8 @@ def _compiler() -> str | None:
 
 def _threads_library() -> str | None:
     """The OpenMP library that PyTorch has loaded. A second one would bring a second pool of threads, in its way."""
-    rows = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()]
+    maps = Path("/proc/self/maps")  # names of the user's files are among them, which may not be UTF-8
+    rows = [line.split(maxsplit=5) for line in maps.read_text(encoding="utf-8", errors="surrogateescape").splitlines()]
     files = sorted({row[5] for row in rows if len(row) == 6})
     return next((file for file in files if Path(file).name.startswith(("libgomp", "libiomp", "libomp"))), None)
 
