@@ -34,7 +34,7 @@ from lightwell.planner.predict import (
     effective_tokens,
 )
 from lightwell.planner.reading import BYTES_PER_TOKEN
-from lightwell.planner.text import USUAL_VOCABULARY, describe
+from lightwell.planner.text import USUAL_FAR, USUAL_PHRASES, USUAL_VOCABULARY, describe
 from lightwell.tokenizer.size import choose_vocab_size
 
 POINTS = (
@@ -47,7 +47,7 @@ POINTS = (
 USUAL_TAU, USUAL_NU = 0.4, 0.1
 HELD_OUT = 80_000  # tokens that each run is measured on
 ROUND = 0.02  # errors below it count by their square
-PRIOR = 1e-2  # weight of staying near `usual`: a few points cannot tell all nine constants apart
+PRIOR = 1e-2  # weight of staying near `usual`: a few points cannot tell all eleven constants apart
 
 
 @cache
@@ -91,21 +91,24 @@ def add(out: Path, row: dict[str, Any]) -> None:
 
 def law(constants: Tensor, rows: list[dict[str, Any]]) -> Tensor:
     """predict.py's law for all rows; constants: delta, kappa, the logarithms of E, alpha, beta, and of what is
-    lacking at a million parameters, N_c^alpha, and at a million tokens, D_c^beta; tau and nu over their usual ones."""
+    lacking at a million parameters, N_c^alpha, and at a million tokens, D_c^beta; tau and nu over their usual ones;
+    eta; gamma."""
 
     def column(of: Callable[[dict[str, Any]], float]) -> Tensor:
         return torch.tensor([of(row) for row in rows], dtype=torch.float64)
 
-    delta, kappa, E, alpha, beta, A, B, tau, nu = constants
+    delta, kappa, E, alpha, beta, A, B, tau, nu, eta, gamma = constants
     alpha, beta, million = torch.exp(alpha), torch.exp(beta), 1e6
     new = column(lambda row: effective_tokens(row["tokens"], row["unique_tokens"]) / million)
     size = column(lambda row: min(row["in_blocks"], PARAMETERS_PER_TOKEN * row["unique_tokens"]) / million)
     counts, copying = column(lambda row: row["difficulty"]), column(lambda row: row["copying"])
     floor = torch.exp(E) * copying**kappa
-    lacking = (torch.exp(A / beta) / size ** (alpha / beta) + torch.exp(B / beta) / new) ** beta
+    phrases = (column(lambda row: row["phrases"]) / USUAL_PHRASES) ** gamma
+    lacking = (torch.exp(A / beta) / size ** (alpha / beta) + phrases * torch.exp(B / beta) / new) ** beta
     context = column(lambda row: USUAL_CONTEXT / min(context_of(row), LONGEST_CONTEXT)) ** (USUAL_TAU * tau)
     vocabulary = column(lambda row: row["vocabulary"] / USUAL_VOCABULARY) ** (USUAL_NU * nu)
-    return counts**delta * context ** (1 - copying) * vocabulary * (floor + lacking)
+    far = (column(lambda row: row["far"]) / USUAL_FAR) ** eta
+    return counts**delta * context ** (1 - copying) * vocabulary * far * (floor + lacking)
 
 
 def context_of(row: dict[str, Any]) -> int:
@@ -124,7 +127,9 @@ def fitted(rows: list[dict[str, Any]]) -> Tensor:
     runs = is_of.sum(dim=1)
     has_others = runs[is_of.argmax(dim=0)] > 1  # of each row
     # alpha and beta: Hoffmann et al.'s; the others: as if texts differed by their counts alone
-    usual = torch.tensor([1.0, 1.0, -0.4, math.log(0.34), math.log(0.28), -1.9, -1.6, 1.0, 1.0], dtype=torch.float64)
+    usual = torch.tensor(
+        [1.0, 1.0, -0.4, math.log(0.34), math.log(0.28), -1.9, -1.6, 1.0, 1.0, 0.0, 0.0], dtype=torch.float64
+    )
     constants = usual.clone().requires_grad_()
     optimizer = torch.optim.LBFGS([constants], max_iter=1000, line_search_fn="strong_wolfe", history_size=30)
 
@@ -163,9 +168,10 @@ def fit_one(name: str, rows: list[dict[str, Any]]) -> None:
     if not rows:
         return
     constants = fitted(rows)
-    delta, kappa, *others, tau, nu = constants.tolist()
+    delta, kappa, *others, tau, nu, eta, gamma = constants.tolist()
     E, alpha, beta, A, B = map(math.exp, others)
-    found = Law(alpha, beta, delta, kappa, E, A ** (1 / alpha), B ** (1 / beta), USUAL_TAU * tau, USUAL_NU * nu)
+    N_c, D_c = A ** (1 / alpha), B ** (1 / beta)
+    found = Law(alpha, beta, delta, kappa, E, N_c, D_c, USUAL_TAU * tau, USUAL_NU * nu, eta, gamma)
     print(f"\n{name} = {Law(*(float(f'{constant:.3g}') for constant in found))}")
     errors = off(constants, rows)
     print(f"all texts in the fit: {mean(errors):.1%} off on average, {max(map(abs, errors)):.1%} at most")

@@ -283,6 +283,9 @@ def test_prediction_falls_with_size_and_text_and_rises_with_difficulty():
     assert predicted(d=10**8) < predicted()
     assert predicted(text=replace(TEXT, difficulty=2.2)) > predicted()
     assert predicted(text=replace(TEXT, copying=0.99)) > predicted()
+    assert predicted(text=replace(TEXT, far=0.7)) > predicted(), "what stands far off is copied later"
+    assert predicted(text=replace(TEXT, phrases=1.4)) > predicted(), "phrases take more text to learn"
+    assert predicted(d=1, text=replace(TEXT, guessing=3.5)) == 3.5
 
 
 def test_a_trial_in_a_busy_moment_does_not_make_a_small_model_slower_than_a_large_one():

@@ -119,6 +119,28 @@ def test_a_prepared_text_is_described(tmp_path):
     assert 0 < easy.copying < hard.copying <= 1
 
 
+def test_far_and_near_copies_and_phrases_are_told_apart():
+    """What comes again after 200 tokens can only be copied from far off, after 20 also from near; words of three tokens
+    are known by the third."""
+    random = np.random.default_rng(8)
+    fresh = random.integers(300, size=40_000)
+
+    def again(period: int) -> np.ndarray:
+        blocks = random.integers(300, size=(100, 1, period))
+        return np.repeat(blocks, 2, axis=1).ravel()
+
+    near, far, new = (describe(Prepared(fresh, val)) for val in (again(20), again(200), fresh[:8000]))
+    assert far.copying < 0.9
+    assert far.far < 0.9
+    assert near.far > 0.97
+    words = np.array([0, *random.permutation(299)])  # the next token is told by the two before it, not by one alone
+    pairs = random.integers(17, size=(20_000, 2))
+    spelled = np.concatenate([pairs, words[pairs[:, :1] * 17 + pairs[:, 1:]]], axis=1).ravel()
+    assert describe(Prepared(spelled, spelled[:9000])).phrases > 1.2
+    assert describe(Prepared(fresh, random.integers(300, size=9000))).phrases < 1.05
+    assert new.guessing == pytest.approx(math.log2(300))
+
+
 def test_passages_that_stand_in_both_are_found_where_they_are():
     random = np.random.default_rng(6)
     train, val = random.integers(1000, size=5000), random.integers(1000, size=400)

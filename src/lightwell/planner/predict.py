@@ -1,13 +1,14 @@
 """What held-out loss to expect from a model of some size after some text.
 
-    bits per byte = t^delta (V / 512)^nu (256 / T)^(tau (1 - c)) (E c^kappa + lacking)
-          lacking = ((N_c / N)^(alpha / beta) + D_c / D)^beta
+    bits per byte = t^delta (V / 512)^nu (256 / T)^(tau (1 - c)) (f / 0.86)^eta (E c^kappa + lacking)
+          lacking = ((N_c / N)^(alpha / beta) + (p / 1.2)^gamma D_c / D)^beta
 
 N parameters of the blocks (embeddings and head begin with what was counted, and their size says little) and D tokens of
 *new* text (repeated text counts less and less), both in millions. What is lacking of one hides what is lacking of the
-other: a larger model gains little where there is little text. t, c and V tell this text from others (text.py): the loss
-of counting sequences, what copying from nearby saves, and how many tokens are in use, of which each is seen the more
-seldom the more there are. The more can be copied, the more there is to gain from a longer context, T tokens.
+other: a larger model gains little where there is little text. t, c, f, p and V tell this text from others (text.py):
+the loss of counting sequences, what copying from nearby saves, how much of that from far off, what stands in phrases,
+which takes more text to learn, and how many tokens are in use, of which each is seen the more seldom the more there
+are. The more can be copied, the more there is to gain from a longer context, T tokens.
 Sources: how N and D go together: Kaplan et al. 2020, equation 1.5; that something remains (E), and first guesses of
 alpha and beta: Hoffmann et al. 2022; repetition: Muennighoff et al. 2023. The constants are fitted by
 `benchmarks/law.py` to small runs of our own, once for texts of 300,000 tokens and more and once for shorter ones
@@ -19,7 +20,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from lightwell.planner.text import USUAL_VOCABULARY, Text
+from lightwell.planner.text import USUAL_FAR, USUAL_PHRASES, USUAL_VOCABULARY, Text
 
 
 class Law(NamedTuple):
@@ -34,6 +35,8 @@ class Law(NamedTuple):
     D_c: float
     tau: float
     nu: float
+    eta: float = 0.0
+    gamma: float = 0.0
 
 
 LONG = Law(alpha=0.348, beta=0.393, delta=1.05, kappa=1.49, E=0.691, N_c=0.00379, D_c=0.0382, tau=0.264, nu=0.0753)
@@ -45,14 +48,18 @@ REPETITION = 15.4  # epochs after which repeating has lost most of its use
 
 
 def predict_bits_per_byte(in_blocks: int, tokens: int, text: Text, context_length: int = USUAL_CONTEXT) -> float:
-    """Expected held-out bits per byte of a model with so many parameters in its blocks, after `tokens` of `text`."""
+    """Expected held-out bits per byte of a model with so many parameters in its blocks, after `tokens` of `text`; not
+    more than guessing would have."""
     law = SHORT if text.tokens < LEAST_LONG else LONG
     new = effective_tokens(tokens, text.tokens) / 1e6
     size = min(in_blocks, PARAMETERS_PER_TOKEN * text.tokens) / 1e6
-    lacking = ((law.N_c / size) ** (law.alpha / law.beta) + law.D_c / new) ** law.beta
+    phrases = (text.phrases / USUAL_PHRASES) ** law.gamma
+    lacking = ((law.N_c / size) ** (law.alpha / law.beta) + phrases * law.D_c / new) ** law.beta
     context = (USUAL_CONTEXT / min(context_length, LONGEST_CONTEXT)) ** (law.tau * (1 - text.copying))
     vocabulary = (text.vocabulary / USUAL_VOCABULARY) ** law.nu
-    return text.difficulty**law.delta * vocabulary * context * (law.E * text.copying**law.kappa + lacking)
+    far = (text.far / USUAL_FAR) ** law.eta
+    bits = text.difficulty**law.delta * vocabulary * context * far * (law.E * text.copying**law.kappa + lacking)
+    return min(bits, text.guessing)
 
 
 def effective_tokens(tokens: int, unique: int) -> float:

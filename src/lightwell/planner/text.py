@@ -4,8 +4,11 @@ Sequences of three tokens are counted and held to the held-out part: about what 
 
     difficulty  the loss of these counts, in bits per byte
     copying     the loss where what stands nearby may be copied too, over `difficulty`: attention learns to copy
+    far         that loss over the one where only the last NEAR tokens may be copied: from far off is learned later
+    phrases     the loss of counting two tokens in a row over that of three: what is learned phrase by phrase
     vocabulary  tokens in use: how many there would be if all were as frequent (the perplexity of their frequencies)
     overlap     the share of the held-out tokens in passages that stand in the training text too, word for word
+    guessing    the loss of guessing among all tokens, in bits per byte: no model is worse
 """
 
 from __future__ import annotations
@@ -20,9 +23,9 @@ from lightwell.data.windows import window_hashes
 
 COUNTED, LOOKED_AT = 1_500_000, 120_000  # tokens, to count and to predict: of longer texts a part, so that figures of
 PIECE = 1000  # long and short ones can be compared; in pieces of so many, from all over
-USUAL_VOCABULARY = 512  # of a text with 2048 different tokens
+USUAL_VOCABULARY, USUAL_FAR, USUAL_PHRASES = 512, 0.86, 1.2  # of a text with 2048 different tokens
 ORDER = 3  # tokens in a row that are counted
-NEARBY, LONGEST = 500, 4  # tokens back to copy from, and tokens that are compared to find the place
+NEARBY, NEAR, LONGEST = 500, 32, 4  # tokens back to copy from, and tokens that are compared to find the place
 PASSAGE = 32  # tokens in a row that are no chance
 MUCH_OVERLAP = 0.1  # from here on a held-out loss tells less about new text
 
@@ -36,6 +39,9 @@ class Text:
     copying: float
     vocabulary: float
     overlap: float = 0.0
+    far: float = USUAL_FAR
+    phrases: float = USUAL_PHRASES
+    guessing: float = math.inf
 
 
 def typical_text(tokens: int) -> Text:
@@ -50,16 +56,22 @@ def describe(dataset: Dataset) -> Text:
     val = dataset.val.scattered(LOOKED_AT, LOOKED_AT // PIECE)
     bytes_per_token = max(1e-9, float(dataset.tokenizer.byte_lengths()[val].mean()))
     chances = ngram_chances(train, val, vocab_size)
-    copied = with_copying(chances, val[len(val) - len(chances) :])
+    same = val[len(val) - len(chances) :]
+    copied, near = with_copying(chances, same), with_copying(chances, same, NEAR)
+    pairs = ngram_chances(train, val, vocab_size, order=2)
     nats, (overlap, once) = loss(chances), overlaps(train, val)
     if overlap > MUCH_OVERLAP and not once.all():  # counting keeps all that was read once, a small model about half
         nats = (nats + loss(ngram_chances(train[~once], val, vocab_size))) / 2
+    nats_per_bit_per_byte = math.log(2) * bytes_per_token
     return Text(
         len(dataset.train),
-        difficulty=max(1e-9, nats) / math.log(2) / bytes_per_token,
+        difficulty=max(1e-9, nats) / nats_per_bit_per_byte,
         copying=loss(copied) / max(1e-9, loss(chances[: copied.size])),
         vocabulary=math.exp(loss(ngram_chances(train, val, vocab_size, order=1))),
         overlap=overlap,
+        far=loss(copied) / max(1e-9, loss(near)),
+        phrases=max(1e-9, loss(pairs)) / max(1e-9, loss(chances)),
+        guessing=math.log(max(2, vocab_size)) / nats_per_bit_per_byte,
     )
 
 
@@ -103,17 +115,17 @@ def discounts(counts: np.ndarray) -> np.ndarray:
     return np.array([0, *(np.clip(d, 0.05, n - 0.001) for n, d in enumerate(taken, 1))])
 
 
-def with_copying(chances: np.ndarray, ids: np.ndarray) -> np.ndarray:
+def with_copying(chances: np.ndarray, ids: np.ndarray, nearby: int = NEARBY) -> np.ndarray:
     """The chances of `ids`, both (n,), where a token may be copied from nearby: (rows, PIECE), one piece each.
 
-    Where the last tokens stand a second time within NEARBY, what followed there may follow again: for 1 to LONGEST
+    Where the last tokens stand a second time within `nearby`, what followed there may follow again: for 1 to LONGEST
     tokens that agree, the share of such places that are right is mixed in, as much of it as helps most.
     """
     piece = min(PIECE, len(ids))
     rows = len(ids) // piece
     ids, mixed = ids[: rows * piece].reshape(rows, piece), chances[: rows * piece].reshape(rows, piece).copy()
     places, right = np.zeros((2, LONGEST, rows, piece))
-    for back in range(1, min(NEARBY, piece)):
+    for back in range(1, min(nearby, piece)):
         same = np.zeros((rows, piece), bool)
         same[:, back:] = ids[:, back:] == ids[:, :-back]
         agree = np.ones((rows, piece), bool)
