@@ -1,6 +1,8 @@
 """The planner against the truth: what it predicted against what came out, its choice against a sweep of sizes.
 
-    python benchmarks/planner.py TEXT ... --minutes 1 [--sweep] [--val VAL]
+    python benchmarks/planner.py TEXT ... --minutes 1 [--sweep]
+
+A text FILE.txt may have its held-out part beside it as FILE-val.txt.
 
 Each run is `lightwell pretrain TEXT --minutes M` in a process of its own; with --sweep also nine sizes around the
 ladder, fixed by hand, for the same minutes: a text and a budget then take ten times the minutes.
@@ -53,20 +55,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("texts", nargs="+")
     parser.add_argument("--minutes", type=float, nargs="+", default=[1.0])
-    parser.add_argument("--val", help="held-out text, for a single TEXT")
     parser.add_argument("--sweep", action="store_true")
     args = parser.parse_args()
     print(common.machine())
-    print("| text | minutes | took s | stolen s | parameters | bits per byte | predicted | off | best of the sweep |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    columns = "text, minutes, took s, stolen s, parameters, tokens, bits per byte, predicted, off, best of the sweep"
+    print(f"| {columns.replace(', ', ' | ')} |\n|{'---|' * 10}")
     for text in args.texts:
+        beside = Path(text).with_name(f"{Path(text).stem}-val.txt")
+        val = str(beside) if beside.exists() else None
         for minutes in args.minutes:
-            row = pretrain(text, minutes, args.val)
-            best = sweep(text, minutes, args.val) if args.sweep else ""
+            row = pretrain(text, minutes, val)
+            best = sweep(text, minutes, val) if args.sweep else ""
             off = f"{row['bits_per_byte'] / row['predicted'] - 1:+.1%}"
             print(
                 f"| {Path(text).stem} | {minutes:g} | {row['seconds']} | {row['stolen']} | {row['parameters']:,} "
-                f"| {row['bits_per_byte']:.3f} | {row['predicted']:.3f} | {off} | {best} |",
+                f"| {row['tokens'] / 1e6:.1f} M | {row['bits_per_byte']:.3f} | {row['predicted']:.3f} "
+                f"| {off} | {best} |",
                 flush=True,
             )
 

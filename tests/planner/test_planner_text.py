@@ -7,6 +7,7 @@ import pytest
 
 from lightwell.data.prepare import prepare
 from lightwell.planner.text import (
+    NEARBY,
     PASSAGE,
     PIECE,
     describe,
@@ -95,12 +96,14 @@ def test_copying_pays_where_something_is_repeated_nearby_and_never_costs():
     once, other = random.integers(10**6, size=(10, 450)), random.integers(10**6, size=(10, PIECE - 900))
     twice = np.concatenate([once, once, other], axis=1).ravel()
     chances = np.full(len(twice), 1e-3)
-    mixed = with_copying(chances, twice)
+    (mixed,) = with_copying(chances, twice, [NEARBY])
     assert mixed.shape == (10, PIECE)
     assert (mixed[:, 452:900] > 0.5).all()
     assert (mixed[:, :450] <= 1e-3).all()
-    assert loss(with_copying(np.full(5000, 1e-3), random.integers(10**9, size=5000))) == pytest.approx(math.log(1e3))
-    assert with_copying(np.array([0.5]), np.array([3])) == [[0.5]]
+    assert loss(*with_copying(np.full(5000, 1e-3), random.integers(10**9, size=5000), [NEARBY])) == pytest.approx(
+        math.log(1e3)
+    )
+    assert with_copying(np.array([0.5]), np.array([3]), [2, 7]) == [[[0.5]], [[0.5]]]
 
 
 def test_a_prepared_text_is_described(tmp_path):
@@ -133,6 +136,8 @@ def test_far_and_near_copies_and_phrases_are_told_apart():
     assert far.copying < 0.9
     assert far.far < 0.9
     assert near.far > 0.97
+    assert far.farther > 0.97
+    assert describe(Prepared(fresh, again(400))).farther < 0.9
     words = np.array([0, *random.permutation(299)])  # the next token is told by the two before it, not by one alone
     pairs = random.integers(17, size=(20_000, 2))
     spelled = np.concatenate([pairs, words[pairs[:, :1] * 17 + pairs[:, 1:]]], axis=1).ravel()

@@ -1,14 +1,14 @@
 """What held-out loss to expect from a model of some size after some text.
 
-    bits per byte = t^delta (V / 512)^nu (256 / T)^(tau (1 - c)) (f / 0.86)^eta (E c^kappa + lacking)
+    bits per byte = t^delta (V / 512)^nu h^(tau log2(T / 256)) (f / 0.86)^eta (E c^kappa + lacking)
           lacking = ((N_c / N)^(alpha / beta) + (p / 1.2)^gamma D_c / D)^beta
 
 N parameters of the blocks (embeddings and head begin with what was counted, and their size says little) and D tokens of
 *new* text (repeated text counts less and less), both in millions. What is lacking of one hides what is lacking of the
-other: a larger model gains little where there is little text. t, c, f, p and V tell this text from others (text.py):
-the loss of counting sequences, what copying from nearby saves, how much of that from far off, what stands in phrases,
-which takes more text to learn, and how many tokens are in use, of which each is seen the more seldom the more there
-are. The more can be copied, the more there is to gain from a longer context, T tokens.
+other: a larger model gains little where there is little text. t, c, f, h, p and V tell this text from others
+(text.py): the loss of counting sequences, what copying from nearby saves, how much of that from far off, and how much
+from twice as far, by which a longer context of T tokens is worth more or less; what stands in phrases, which takes more
+text to learn; and how many tokens are in use, of which each is seen the more seldom the more there are.
 Sources: how N and D go together: Kaplan et al. 2020, equation 1.5; that something remains (E), and first guesses of
 alpha and beta: Hoffmann et al. 2022; repetition: Muennighoff et al. 2023. The constants are fitted by
 `benchmarks/law.py` to small runs of our own, once for texts of 300,000 tokens and more and once for shorter ones
@@ -55,7 +55,7 @@ def predict_bits_per_byte(in_blocks: int, tokens: int, text: Text, context_lengt
     size = min(in_blocks, PARAMETERS_PER_TOKEN * text.tokens) / 1e6
     phrases = (text.phrases / USUAL_PHRASES) ** law.gamma
     lacking = ((law.N_c / size) ** (law.alpha / law.beta) + phrases * law.D_c / new) ** law.beta
-    context = (USUAL_CONTEXT / min(context_length, LONGEST_CONTEXT)) ** (law.tau * (1 - text.copying))
+    context = text.farther ** (law.tau * math.log2(min(context_length, LONGEST_CONTEXT) / USUAL_CONTEXT))
     vocabulary = (text.vocabulary / USUAL_VOCABULARY) ** law.nu
     far = (text.far / USUAL_FAR) ** law.eta
     bits = text.difficulty**law.delta * vocabulary * context * far * (law.E * text.copying**law.kappa + lacking)

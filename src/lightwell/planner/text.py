@@ -5,6 +5,7 @@ Sequences of three tokens are counted and held to the held-out part: about what 
     difficulty  the loss of these counts, in bits per byte
     copying     the loss where what stands nearby may be copied too, over `difficulty`: attention learns to copy
     far         that loss over the one where only the last NEAR tokens may be copied: from far off is learned later
+    farther     the same over the last HALFWAY tokens: what a longer context is worth
     phrases     the loss of counting two tokens in a row over that of three: what is learned phrase by phrase
     vocabulary  tokens in use: how many there would be if all were as frequent (the perplexity of their frequencies)
     overlap     the share of the held-out tokens in passages that stand in the training text too, word for word
@@ -14,6 +15,7 @@ Sequences of three tokens are counted and held to the held-out part: about what 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,9 +25,10 @@ from lightwell.data.windows import window_hashes
 
 COUNTED, LOOKED_AT = 1_500_000, 120_000  # tokens, to count and to predict: of longer texts a part, so that figures of
 PIECE = 1000  # long and short ones can be compared; in pieces of so many, from all over
-USUAL_VOCABULARY, USUAL_FAR, USUAL_PHRASES = 512, 0.86, 1.2  # of a text with 2048 different tokens
+USUAL_VOCABULARY, USUAL_FAR, USUAL_FARTHER, USUAL_PHRASES = 512, 0.86, 0.97, 1.2  # of a text with 2048 different tokens
 ORDER = 3  # tokens in a row that are counted
-NEARBY, NEAR, LONGEST = 500, 32, 4  # tokens back to copy from, and tokens that are compared to find the place
+NEAR, HALFWAY, NEARBY = 32, 250, 500  # tokens back to copy from
+LONGEST = 4  # tokens that are compared to find the place
 PASSAGE = 32  # tokens in a row that are no chance
 MUCH_OVERLAP = 0.1  # from here on a held-out loss tells less about new text
 
@@ -40,6 +43,7 @@ class Text:
     vocabulary: float
     overlap: float = 0.0
     far: float = USUAL_FAR
+    farther: float = USUAL_FARTHER
     phrases: float = USUAL_PHRASES
     guessing: float = math.inf
 
@@ -56,8 +60,7 @@ def describe(dataset: Dataset) -> Text:
     val = dataset.val.scattered(LOOKED_AT, LOOKED_AT // PIECE)
     bytes_per_token = max(1e-9, float(dataset.tokenizer.byte_lengths()[val].mean()))
     chances = ngram_chances(train, val, vocab_size)
-    same = val[len(val) - len(chances) :]
-    copied, near = with_copying(chances, same), with_copying(chances, same, NEAR)
+    near, halfway, copied = with_copying(chances, val[len(val) - len(chances) :], (NEAR, HALFWAY, NEARBY))
     pairs = ngram_chances(train, val, vocab_size, order=2)
     nats, (overlap, once) = loss(chances), overlaps(train, val)
     if overlap > MUCH_OVERLAP and not once.all():  # counting keeps all that was read once, a small model about half
@@ -70,6 +73,7 @@ def describe(dataset: Dataset) -> Text:
         vocabulary=math.exp(loss(ngram_chances(train, val, vocab_size, order=1))),
         overlap=overlap,
         far=loss(copied) / max(1e-9, loss(near)),
+        farther=loss(copied) / max(1e-9, loss(halfway)),
         phrases=max(1e-9, loss(pairs)) / max(1e-9, loss(chances)),
         guessing=math.log(max(2, vocab_size)) / nats_per_bit_per_byte,
     )
@@ -115,30 +119,40 @@ def discounts(counts: np.ndarray) -> np.ndarray:
     return np.array([0, *(np.clip(d, 0.05, n - 0.001) for n, d in enumerate(taken, 1))])
 
 
-def with_copying(chances: np.ndarray, ids: np.ndarray, nearby: int = NEARBY) -> np.ndarray:
-    """The chances of `ids`, both (n,), where a token may be copied from nearby: (rows, PIECE), one piece each.
+def with_copying(chances: np.ndarray, ids: np.ndarray, reaches: Sequence[int]) -> list[np.ndarray]:
+    """The chances of `ids`, both (n,), where a token may be copied from so many tokens back, for each of the growing
+    `reaches`: (rows, PIECE), one piece each.
 
-    Where the last tokens stand a second time within `nearby`, what followed there may follow again: for 1 to LONGEST
+    Where the last tokens stand a second time within reach, what followed there may follow again: for 1 to LONGEST
     tokens that agree, the share of such places that are right is mixed in, as much of it as helps most.
     """
     piece = min(PIECE, len(ids))
     rows = len(ids) // piece
-    ids, mixed = ids[: rows * piece].reshape(rows, piece), chances[: rows * piece].reshape(rows, piece).copy()
+    ids, chances = ids[: rows * piece].reshape(rows, piece), chances[: rows * piece].reshape(rows, piece)
     places, right = np.zeros((2, LONGEST, rows, piece))
-    for back in range(1, min(nearby, piece)):
-        same = np.zeros((rows, piece), bool)
-        same[:, back:] = ids[:, back:] == ids[:, :-back]
-        agree = np.ones((rows, piece), bool)
-        for k in range(min(LONGEST, piece - 1)):
-            agree[:, : k + 1] = False
-            agree[:, k + 1 :] &= same[:, : -k - 1]
-            places[k] += agree
-            right[k] += agree & same
+    found = []
+    for reach, before in zip(reaches, (1, *reaches)):
+        for back in range(before, min(reach, piece)):
+            same = np.zeros((rows, piece), bool)
+            same[:, back:] = ids[:, back:] == ids[:, :-back]
+            agree = np.ones((rows, piece), bool)
+            for k in range(min(LONGEST, piece - 1)):
+                agree[:, : k + 1] = False
+                agree[:, k + 1 :] &= same[:, : -k - 1]
+                places[k] += agree
+                right[k] += agree & same
+        found.append(_mixed(chances, places, right))
+    return found
+
+
+def _mixed(chances: np.ndarray, places: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The chances with the shares of `places` that are `right`, both (LONGEST, rows, PIECE), mixed in."""
+    mixed = chances.copy()
     for n_places, n_right in zip(places, right):
-        found = n_places > 0
-        if found.any():
-            known, share = mixed[found], n_right[found] / n_places[found]
-            mixed[found] = min((known + weight * (share - known) for weight in np.arange(0, 1, 0.05)), key=loss)
+        seen = n_places > 0
+        if seen.any():
+            known, share = mixed[seen], n_right[seen] / n_places[seen]
+            mixed[seen] = min((known + weight * (share - known) for weight in np.arange(0, 1, 0.05)), key=loss)
     return mixed
 
 
