@@ -39,8 +39,11 @@ class Law(NamedTuple):
     gamma: float = 0.0
 
 
-LONG = Law(alpha=0.348, beta=0.393, delta=1.05, kappa=1.49, E=0.691, N_c=0.00379, D_c=0.0382, tau=0.264, nu=0.0753)
-SHORT = Law(alpha=0.502, beta=0.279, delta=0.988, kappa=0.466, E=0.639, N_c=0.0443, D_c=0.00764, tau=-0.004, nu=0.0954)
+LONG = Law(
+    alpha=0.344, beta=0.397, delta=1.04, kappa=2.07, E=0.81, N_c=0.00336, D_c=0.0299, tau=1.11, nu=0.151, eta=-0.681,
+    gamma=0.555,
+)  # fmt: skip
+SHORT = Law(alpha=0.502, beta=0.279, delta=0.988, kappa=0.466, E=0.639, N_c=0.0443, D_c=0.00764, tau=0.0, nu=0.0954)
 LEAST_LONG = 300_000  # tokens of a text that is not a short one
 USUAL_CONTEXT, LONGEST_CONTEXT = 256, 1024  # tokens, of the runs behind the law
 PARAMETERS_PER_TOKEN = 64  # different tokens of the text: more parameters have nothing to learn from
