@@ -123,6 +123,15 @@ def as_constants(known: Law) -> list[float]:
     return [known.delta, known.kappa, *logarithms, known.tau, known.nu / USUAL_NU, known.eta, known.gamma]
 
 
+def as_law(constants: Tensor) -> Law:
+    """The way back, to three digits."""
+    delta, kappa, *others, tau, nu, eta, gamma = constants.tolist()
+    E, alpha, beta, A, B = map(math.exp, others)
+    N_c, D_c = A ** (1 / alpha), B ** (1 / beta)
+    found = (alpha, beta, delta, kappa, E, N_c, D_c, tau, USUAL_NU * nu, eta, gamma)
+    return Law(*(float(f"{constant:.3g}") for constant in found))
+
+
 def context_of(row: dict[str, Any]) -> int:
     return int(row["size"].split("@")[1].split("x")[0])
 
@@ -179,11 +188,7 @@ def fit_one(name: str, rows: list[dict[str, Any]]) -> None:
     if not rows:
         return
     constants = fitted(rows)
-    delta, kappa, *others, tau, nu, eta, gamma = constants.tolist()
-    E, alpha, beta, A, B = map(math.exp, others)
-    N_c, D_c = A ** (1 / alpha), B ** (1 / beta)
-    found = Law(alpha, beta, delta, kappa, E, N_c, D_c, tau, USUAL_NU * nu, eta, gamma)
-    print(f"\n{name} = {Law(*(float(f'{constant:.3g}') for constant in found))}")
+    print(f"\n{name} = {as_law(constants)}")
     errors = off(constants, rows)
     print(f"all texts in the fit: {mean(errors):.1%} off on average, {max(map(abs, errors)):.1%} at most")
     left_out: list[float] = []
