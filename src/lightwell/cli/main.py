@@ -46,7 +46,6 @@ COMMANDS = {  # name -> one line for --help; the command lives in cli/<name>.py 
 INTERRUPTED = 130  # as shells say it: 128 + SIGINT
 TOLD_TO_END = [signal.Signals[name] for name in ("SIGTERM", "SIGHUP") if name in signal.Signals.__members__]
 TAKE_ANY_TEXT = ("generate", "tokenize", "trace", "verify", "diagnose", "explain")  # an empty one too
-DEFAULT = signal.default_int_handler
 CTRL_C: list[int] = []  # that came
 REPORT = "This is a bug in Lightwell. Please report it with the lines above."
 
@@ -98,11 +97,12 @@ def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit with its code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     open_what_is_closed()
-    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is DEFAULT:
-        signal.signal(signal.SIGINT, note_ctrl_c)
-    for number in TOLD_TO_END:
-        if threading.current_thread() is threading.main_thread() and signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, end_in_order)
+    if threading.current_thread() is threading.main_thread():  # handlers that are there already stay
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, note_ctrl_c)
+        for number in TOLD_TO_END:
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, end_in_order)
     try:
         code = run(arguments)
     except SystemExit as left:
@@ -173,9 +173,8 @@ def run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader, such as `head`, has seen enough
         return 0
     except Exception as error:
-        if type(error).__name__ == "Abort" or (
-            CTRL_C and isinstance(error, ImportError)
-        ):  # at a question; while loading
+        loading = CTRL_C and isinstance(error, ImportError)  # which comes of it while C code is imported
+        if loading or type(error).__name__ == "Abort":  # at a question
             return interrupted(as_json)
         if hasattr(error, "format_message"):  # the command line was not understood
             context = getattr(error, "ctx", None)

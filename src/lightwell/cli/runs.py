@@ -99,11 +99,8 @@ def print_curves(paths: list[str]) -> None:
     for path in paths:
         metrics = run_metrics(path)
         label = f"{path} " if len(paths) > 1 else ""
-        names = (
-            {"loss": "training loss", "heldout.loss": "held-out loss, of a part"}
-            if len(paths) == 1
-            else {"loss": "loss"}
-        )
+        both = {"loss": "training loss", "heldout.loss": "held-out loss, of a part"}
+        names = both if len(paths) == 1 else {"loss": "loss"}
         series |= {label + said: metrics[name] for name, said in names.items() if metrics.get(name)}
     if series:
         print()

@@ -44,7 +44,7 @@ def quantize(model: Model, kind: str) -> Model:
     Raises UserError for another kind, and for a model that is not on the CPU.
     """
     if kind not in KINDS:
-        raise UserError(f"expected weights in {' or '.join(KINDS)}, got {kind!r}.", "Without it they stay in float32.")
+        raise UserError(f"expected weights in {' or '.join(KINDS)}, got {kind!r}.", "Leave it out for float32.")
     if model.device.type != "cpu":
         raise UserError(
             f"expected a model on the CPU to quantize, got one on {model.device}.", "Use device cpu, or do without."
