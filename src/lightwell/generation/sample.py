@@ -54,7 +54,8 @@ class Sampling:
     def __post_init__(self) -> None:
         def check(name: str, good: bool, expected: str) -> None:
             if not good:
-                raise UserError(f"expected {name} {expected}, got {getattr(self, name)}.", "Leave it out for the default.")
+                got = getattr(self, name)
+                raise UserError(f"expected {name} {expected}, got {got}.", "Leave it out for the default.")
 
         check("temperature", 0 <= self.temperature < math.inf, "to be a finite number, 0 or more")
         check("top_k", self.top_k is None or self.top_k >= 1, "to be 1 or more")
