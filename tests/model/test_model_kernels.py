@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections import Counter
 
 import pytest
 import torch
@@ -131,10 +132,11 @@ def test_a_number_that_is_none_stays_one():
     assert fused.attend(scores, scores, scores).isnan().any()
 
 
+SIZES = {"vocab_size": 61, "context_length": 16, "emb_dim": 24, "n_layers": 2}
 FAMILIES = [
-    ModernConfig(vocab_size=61, context_length=16, emb_dim=24, n_heads=4, n_kv_heads=2, n_layers=2),
-    ModernConfig(vocab_size=61, context_length=16, emb_dim=24, n_heads=3, n_layers=2, tie_embeddings=False),
-    GPTConfig(vocab_size=61, context_length=16, emb_dim=24, n_heads=3, n_layers=2),
+    ModernConfig(**SIZES, n_heads=4, n_kv_heads=2),
+    ModernConfig(**SIZES, n_heads=3, tie_embeddings=False),
+    GPTConfig(**SIZES, n_heads=3),
 ]
 
 
@@ -176,6 +178,28 @@ def test_a_target_that_there_is_not_is_no_perfect_prediction():
     assert losses.isnan().tolist() == [False, True, False, True]
     narrow = fused.softmax_less_target(torch.zeros(3, 5), torch.tensor([4, 0, 2], dtype=torch.uint8))
     torch.testing.assert_close(narrow, torch.full((3,), 5.0).log())
+
+
+@needed
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize(
+    ("config", "wanted"),
+    [
+        (FAMILIES[1], {"rms_norm": 5, "heads": 2, "causal_softmax": 2, "swiglu": 2, "softmax_less_target": 1}),
+        (GPTConfig(**SIZES, n_heads=3, drop_rate=0.0), {"causal_softmax": 2, "gelu": 2, "softmax_less_target": 1}),
+    ],
+    ids=["modern", "gpt2"],
+)
+def test_usual_models_take_all_of_them(config, wanted, autocast, monkeypatch):
+    """What C does not know is left to PyTorch; what a model usually is made of must not be, unnoticed."""
+    taken, call = Counter(), fused._call
+    monkeypatch.setattr(fused, "_call", lambda name, *arguments: taken.update([name]) or call(name, *arguments))
+    ids = torch.zeros(2, 16, dtype=torch.long)
+    with fused.fused(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss, _ = GPT(config)(ids, ids)
+    loss.backward()
+    backward = {f"{name}_backward": n for name, n in wanted.items() if name != "softmax_less_target"}
+    assert taken == wanted | backward
 
 
 @needed
