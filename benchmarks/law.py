@@ -3,6 +3,8 @@
     python benchmarks/law.py run  --texts FILE ... --out POINTS.jsonl   # minutes per text on one thread
     python benchmarks/law.py fit  --out POINTS.jsonl                    # prints constants, errors and the table
 
+law_rows.jsonl holds the runs that the planner's constants for long texts are fitted to.
+
 A text FILE.txt may have its held-out part beside it as FILE-val.txt. Runs that POINTS.jsonl already holds are not made
 again.
 """
@@ -45,7 +47,7 @@ POINTS = (
     ("3x384@1024x4", 1_600_000),
 )
 USUAL_NU = 0.1
-# Fitted to 157 runs on 32 texts (LOG.md, "What tells one text from another, again").
+# Fitted to 157 runs on 32 texts (LOG.md, "What tells one text from another, again"); but for tau, of another form then.
 BEFORE = Law(alpha=0.348, beta=0.393, delta=1.05, kappa=1.49, E=0.691, N_c=0.00379, D_c=0.0382, tau=1.0, nu=0.0753)
 HELD_OUT = 80_000  # tokens that each run is measured on
 EXPONENTS = slice(3, 5)  # alpha and beta, of the constants of `law`
@@ -95,8 +97,8 @@ def add(out: Path, row: dict[str, Any]) -> None:
 
 def law(constants: Tensor, rows: list[dict[str, Any]]) -> Tensor:
     """predict.py's law for all rows; constants: delta, kappa, the logarithms of E, alpha, beta, and of what is
-    lacking at a million parameters, N_c^alpha, and at a million tokens, D_c^beta; tau; nu over its
-    usual one; eta; gamma."""
+    lacking at a million parameters, N_c^alpha, and at a million tokens, D_c^beta; tau; nu over its usual one; eta;
+    gamma."""
 
     def column(of: Callable[[dict[str, Any]], float]) -> Tensor:
         return torch.tensor([of(row) for row in rows], dtype=torch.float64)

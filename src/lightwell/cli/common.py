@@ -13,6 +13,7 @@ from typing import Any
 
 import typer
 
+from lightwell.config.load import is_utf8
 from lightwell.errors import UserError
 from lightwell.show.units import json_ready
 
@@ -56,11 +57,9 @@ def piped() -> str:
 
 
 def in_utf8(text: str) -> str:
-    """`text`, if it can be written in UTF-8: bytes that cannot are kept by Python in characters of their own."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise _not_utf8() from None
+    """`text`, if it can be written in UTF-8; UserError otherwise."""
+    if not is_utf8(text):
+        raise _not_utf8()
     return text
 
 

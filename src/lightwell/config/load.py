@@ -67,13 +67,14 @@ def require_utf8(raw: Raw) -> None:
     for section, values in raw.items():
         for key, value in values.items() if isinstance(values, dict) else ():
             for text in value if isinstance(value, list) else [value]:
-                if isinstance(text, str) and not _is_utf8(text):
+                if isinstance(text, str) and not is_utf8(text):
                     wrong.append((f"{section}.{key}", f"expected a name in UTF-8, got {text!r}"))
     if wrong:
         raise ConfigError(wrong, "Rename the file, or choose another name.")
 
 
-def _is_utf8(text: str) -> bool:
+def is_utf8(text: str) -> bool:
+    """Whether it can be written in UTF-8: bytes of a name that cannot are kept by Python in characters of their own."""
     try:
         text.encode()
     except UnicodeEncodeError:

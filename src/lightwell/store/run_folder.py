@@ -22,6 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightwell.config.load import is_utf8
 from lightwell.errors import DamagedError, RunError
 from lightwell.files.atomic import make_dirs, write_file
 from lightwell.files.limits import read_toml
@@ -116,7 +117,7 @@ def write_config(run: Path, config: Mapping[str, Any], request: Mapping[str, Any
 
     elsewhere = dataset is not None and dataset.absolute() != (run / DATASET).absolute()
     named = str(dataset.absolute()) if dataset and elsewhere else None
-    if named and named != named.encode(errors="replace").decode():
+    if named and not is_utf8(named):
         raise RunError(f"expected a dataset whose path is UTF-8, got {named!r}.", "Rename it.")
     table = {"format": FORMAT, "dataset": named, "request": request, **config}
     head = "# A Lightwell run. [request] is what was asked; the rest is what it came to.\n"
