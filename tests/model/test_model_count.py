@@ -145,14 +145,15 @@ def test_activations_are_what_autograd_keeps(
 @pytest.mark.skipif(library() is None, reason=f"no C kernels here: {why_not()}")
 @pytest.mark.parametrize("n_tokens", [200, 300])
 @BFLOAT16
-def test_our_own_attention_keeps_its_weights(n_tokens: int, half: bool) -> None:
+def test_our_own_attention_keeps_its_weights_in_bfloat16_alone(n_tokens: int, half: bool) -> None:
     config = GPTConfig(vocab_size=211, context_length=n_tokens, emb_dim=48, n_heads=12, n_layers=2, drop_rate=0.0)
     ids = torch.randint(0, 211, (3, n_tokens))
     with fused():
         kept = kept_bytes(GPT(config), ids, half)
     estimate = memory_bytes(config, 3, dtype_bytes=2 if half else 4, kernels=True)
     assert kept <= estimate["activations"] < 1.1 * kept  # of the loss less is kept, too
-    assert memory_bytes(config, 3, dtype_bytes=2 if half else 4)["activations"] < 0.8 * kept
+    without = memory_bytes(config, 3, dtype_bytes=2 if half else 4)["activations"]
+    assert without < 0.8 * kept if half else kept < without  # as PyTorch's fused kernel
 
 
 def test_with_grouped_heads_pytorch_keeps_no_weights() -> None:

@@ -84,6 +84,31 @@ def test_attend(shape, dtype):
 
 
 @needed
+def test_attend_to_heads_that_lie_apart():
+    """As GPT-2 has them: queries, keys and values of a token side by side; and a gradient that is one number."""
+
+    def apart(attend):
+        def of(qkv):
+            q, k, v = qkv.view(2, 70, 3, 4, 20).permute(2, 0, 3, 1, 4)
+            y = attend(q, k, v)
+            return y.transpose(1, 2).reshape(2, 70, 80), y.sum().expand(3)
+
+        return of
+
+    plain = apart(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True))
+    assert_agree(plain, apart(fused.attend), numbers(2, 70, 240), close=2e-5)
+
+
+@needed
+def test_attend_to_scores_far_apart():
+    """Where softmax leaves nothing but one token, and where what comes later would be the largest by far."""
+    q, k, v = (numbers(1, 2, 130, 16).detach().roll(n) for n in range(3))
+    k = k * torch.linspace(1, 100, 130)[:, None]
+    inputs = [x.requires_grad_() for x in (20 * q, k, v)]
+    assert_agree(lambda *qkv: F.scaled_dot_product_attention(*qkv, is_causal=True), fused.attend, *inputs, close=2e-5)
+
+
+@needed
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_swiglu(dtype):
     gate, up = numbers(5, 37, dtype=dtype), numbers(37, 5, dtype=dtype).detach().T.contiguous().requires_grad_()
@@ -185,8 +210,8 @@ def test_a_target_that_there_is_not_is_no_perfect_prediction():
 @pytest.mark.parametrize(
     ("config", "wanted"),
     [
-        (FAMILIES[1], {"rms_norm": 5, "heads": 2, "causal_softmax": 2, "swiglu": 2, "softmax_less_target": 1}),
-        (GPTConfig(**SIZES, n_heads=3, drop_rate=0.0), {"causal_softmax": 2, "gelu": 2, "softmax_less_target": 1}),
+        (FAMILIES[1], {"rms_norm": 5, "heads": 2, "attention": 2, "swiglu": 2, "softmax_less_target": 1}),
+        (GPTConfig(**SIZES, n_heads=3, drop_rate=0.0), {"attention": 2, "gelu": 2, "softmax_less_target": 1}),
     ],
     ids=["modern", "gpt2"],
 )
@@ -198,19 +223,23 @@ def test_usual_models_take_all_of_them(config, wanted, autocast, monkeypatch):
     with fused.fused(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         loss, _ = GPT(config)(ids, ids)
     loss.backward()
+    if autocast:
+        wanted = {"causal_softmax" if name == "attention" else name: n for name, n in wanted.items()}
     backward = {f"{name}_backward": n for name, n in wanted.items() if name != "softmax_less_target"}
     assert taken == wanted | backward
 
 
 @needed
 def test_threads_do_not_change_the_bits():
-    x, w = numbers(3, 50, 24), numbers(24)
-    found = []
-    for threads in (1, 2, 3):
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        y = fused.rms_norm(x, w, 1e-6)
-        found.append((y, *torch.autograd.grad(y.square().sum(), (x, w))))
+    x, w, q = numbers(3, 50, 24), numbers(24), numbers(1, 5, 100, 24)
+    found, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            normed, attended = fused.rms_norm(x, w, 1e-6), fused.attend(q, q, q)
+            loss = normed.square().sum() + attended.square().sum()
+            found.append((normed, attended, *torch.autograd.grad(loss, (x, w, q))))
+    finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other))
 

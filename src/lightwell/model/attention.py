@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from lightwell.model.cache import KVCache
 from lightwell.model.kernels import fused
 
-SHORT, KEPT = 1024, 2**26  # tokens, and weights (B, H, T, T) that our own product may keep
 NARROW = 128  # tokens up to which a CPU's fused kernel is faster in float32 than in bfloat16
 
 
@@ -24,8 +23,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, drop_rate: floa
     drop_rate: share of the attention weights set to zero, as GPT-2 does in training. On CPUs this leaves the fused
         kernel, and the (B, H, T, T) weights and the mask of what was dropped are stored.
     """
-    B, H, T, _ = q.shape
-    if mask is None and not drop_rate and keeps_weights(B, H, T) and fused.usable(q, k, v):
+    if mask is None and not drop_rate and fused.usable(q, k, v) and fused.attends(q):
         return fused.attend(q, k, v)
     if q.device.type == "cpu" and torch.is_autocast_enabled("cpu") and not drop_rate and k.shape[2] <= NARROW:
         with torch.autocast("cpu", enabled=False):
@@ -39,11 +37,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, drop_rate: floa
         is_causal=mask is None and q.shape[2] > 1,  # a single newest token sees everything
         enable_gqa=k.shape[1] != q.shape[1],
     )
-
-
-def keeps_weights(B: int, H: int, T: int) -> bool:
-    """Whether plain causal attention is our own product, which keeps its weights, where it may be (`fused`)."""
-    return T <= SHORT and B * H * T * T <= KEPT
 
 
 def token_positions(ids: Tensor, cache: KVCache | None) -> Tensor:

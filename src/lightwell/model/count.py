@@ -17,9 +17,9 @@ import sys
 from dataclasses import dataclass
 
 from lightwell.config.gpt import GPTConfig, ModelConfig
-from lightwell.model.attention import NARROW, keeps_weights
+from lightwell.model.attention import NARROW
 from lightwell.model.checks import known_vocab_size
-from lightwell.model.kernels.fused import kept_weights
+from lightwell.model.kernels.fused import keeps_weights, kept_weights
 from lightwell.model.loss import piece_rows
 
 FLOAT32 = 4  # bytes: weights, gradients, optimizer state, and what must be exact, whatever dtype the products have
@@ -154,13 +154,14 @@ def memory_bytes(
     s = _sizes(config)
     T = context_length or config.context_length
     N = batch_size * T
+    half = dtype_bytes < FLOAT32
     dropping = config.drop_rate > 0 if dropout is None else dropout
     weights = FLOAT32 * parameters(config)["total"]
     state = _optimizer_state(config, optimizer)
-    copies = (_hidden_matrices(s), s.V * s.C) if dtype_bytes < FLOAT32 else (0, 0)  # matrices in the products' dtype
+    copies = (_hidden_matrices(s), s.V * s.C) if half else (0, 0)  # matrices in the products' dtype
     block = N * _kept_by_block(s, T, dtype_bytes, dropping, device) + dtype_bytes * copies[0] // s.L
-    if kernels and device == "cpu" and not dropping and s.G == s.H and keeps_weights(batch_size, s.H, T):
-        block += batch_size * s.H * kept_weights(T, dtype_bytes)
+    if kernels and device == "cpu" and half and not dropping and s.G == s.H and keeps_weights(batch_size, s.H, T):
+        block += batch_size * s.H * kept_weights(T) * dtype_bytes
     stream = N * s.C * FLOAT32  # one residual stream: a block's input, or its gradient
     blocks = s.L * (stream if checkpoint_activations else block)
     around = N * _kept_around_blocks(s, dtype_bytes, dropping, device) + dtype_bytes * copies[1]

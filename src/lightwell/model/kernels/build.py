@@ -22,7 +22,7 @@ from pathlib import Path
 import torch  # noqa: F401  # its threads library is loaded from then on
 
 FOLDER = Path(__file__).parent
-SOURCES = (FOLDER / "rows.c", FOLDER / "one_token.c")  # and the header that both include
+SOURCES = tuple(FOLDER / name for name in ("rows.c", "attention.c", "one_token.c"))  # and the header they include
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wall")
 WIDE = (
     ("-mprefer-vector-width=512",) if platform.machine() == "x86_64" else ()

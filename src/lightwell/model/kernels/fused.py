@@ -2,7 +2,7 @@
 
     rms_norm                 F.rms_norm
     heads                    split, RMSNorm of queries and keys, rotate
-    attend                   F.scaled_dot_product_attention(q, k, v, is_causal=True), in short windows
+    attend                   F.scaled_dot_product_attention(q, k, v, is_causal=True)
     swiglu                   F.silu(gate) * up
     gelu                     F.gelu(x, approximate="tanh")
     softmax_less_target      softmax, loss and its gradient at the logits
@@ -26,8 +26,10 @@ from torch.autograd.function import once_differentiable
 
 from lightwell.model.kernels.build import library
 
+DTYPES = (torch.float32, torch.bfloat16)
 PARTS = 16  # in which sums over rows are made, as in rows.c
-BLOCKS = {torch.float32: 128, torch.bfloat16: 256}  # queries of attention at a time
+BLOCK = 256  # queries at a time of attention in bfloat16
+SHORT, KEPT = 1024, 2**26  # tokens, and weights (B, H, T, T), up to which its weights are kept
 LONGEST = 250_000  # numbers of a row, of which C keeps up to three on its stack
 _on = ContextVar("fused", default=False)  # of this thread
 
@@ -50,8 +52,8 @@ def usable(*alike: Tensor, gains: tuple[Tensor, ...] = ()) -> bool:
         not torch.compiler.is_compiling()
         and _on.get()
         and first.shape[-1] <= LONGEST
-        and first.dtype in BLOCKS
-        and _product_dtype(first) in BLOCKS
+        and first.dtype in DTYPES
+        and _product_dtype(first) in DTYPES
         and all(t.device.type == "cpu" and t.dtype == first.dtype and t.shape == first.shape for t in alike)
         and all(g.device.type == "cpu" and g.dtype == torch.float32 and g.is_contiguous() for g in gains)
     )
@@ -70,15 +72,27 @@ def heads(
     return _Heads.apply(qkv, w_q, w_k, cos, sin, eps, sizes)
 
 
+def attends(q: Tensor) -> bool:
+    """Whether `attend` is for so many queries (B, H, T, D): in bfloat16 for short windows, in float32 if there is a
+    head for each thread."""
+    B, H, T, _ = q.shape
+    return torch.get_num_threads() <= B * H if q.dtype == torch.float32 else keeps_weights(B, H, T)
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention, all (B, H, T, D) of one dtype. Keeps up to (B, H, T, T) weights: for short windows."""
-    return _Attention.apply(q, k, v)
+    """Causal attention, all (B, H, T, D) of one dtype: in float32 in C, in bfloat16 as products of matrices, which
+    processors with matrix units are made for; up to (B, H, T, T) weights are kept then."""
+    return (_Attention if q.dtype == torch.float32 else _AttentionByProducts).apply(q, k, v)
 
 
-def kept_weights(T: int, dtype_bytes: int) -> int:
-    """Bytes that `attend` keeps for each head of a sequence of T tokens."""
-    some = next(n for dtype, n in BLOCKS.items() if dtype.itemsize == dtype_bytes)
-    return dtype_bytes * sum((rows.stop - rows.start) * rows.stop for rows in _blocks(T, some))
+def keeps_weights(B: int, H: int, T: int) -> bool:
+    """Whether attention in bfloat16 is our own, which keeps its weights."""
+    return T <= SHORT and B * H * T * T <= KEPT
+
+
+def kept_weights(T: int) -> int:
+    """How many it keeps of each head of a sequence of T tokens."""
+    return sum((rows.stop - rows.start) * rows.stop for rows in _blocks(T))
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -148,6 +162,31 @@ class _Heads(torch.autograd.Function):
 
 
 class _Attention(torch.autograd.Function):
+    """Keeps no weights, but the logarithm of the sum that softmax divides by."""
+
+    @staticmethod
+    def forward(ctx: Any, *heads: Tensor) -> Tensor:
+        q, k, v = (_by_tokens(head) for head in heads)
+        B, H, T, D = q.shape
+        y = q.new_empty(B, T, H, D).transpose(1, 2)  # as the product that follows reads it
+        logsum = q.new_empty(B, H, T)
+        passed = [_strided(tensor) for tensor in (q, k, v, y)]
+        _call("attention", *passed, logsum, *_scale_and_sizes(q), _room(T, D))
+        ctx.save_for_backward(q, k, v, y, logsum)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, ...]:
+        q, k, v, y, logsum = ctx.saved_tensors
+        _, _, T, D = q.shape
+        gradients = tuple(torch.empty_like(head) for head in (q, k, v))
+        read, written = ([_strided(t) for t in tensors] for tensors in ((_by_tokens(g), q, k, v, y), gradients))
+        _call("attention_backward", *read, logsum, *_scale_and_sizes(q), *written, _room(T, D))
+        return gradients
+
+
+class _AttentionByProducts(torch.autograd.Function):
     """Some queries at a time, against the keys up to the last of them: what comes later is not computed."""
 
     @staticmethod
@@ -156,7 +195,7 @@ class _Attention(torch.autograd.Function):
         q, k, v = (head.reshape(-1, *shape[2:]) for head in heads)  # (B H, T, D)
         y, kept = torch.empty_like(q), []
         with torch.autocast("cpu", enabled=False):
-            for rows in _blocks(q.shape[1], BLOCKS[q.dtype]):
+            for rows in _blocks(q.shape[1]):
                 weights = q[:, rows] @ k[:, : rows.stop].mT
                 _call("causal_softmax", _numbers(weights), ctypes.c_float(scale), *weights.shape)
                 y[:, rows] = weights @ v[:, : rows.stop]
@@ -172,7 +211,7 @@ class _Attention(torch.autograd.Function):
         g, d_q = g.reshape(q.shape), torch.empty_like(q)
         d_k, d_v = torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
         with torch.autocast("cpu", enabled=False):
-            for rows, weights in zip(_blocks(q.shape[1], BLOCKS[q.dtype]), kept):
+            for rows, weights in zip(_blocks(q.shape[1]), kept):
                 seen = slice(rows.stop)
                 d_scores = g[:, rows] @ v[:, seen].mT
                 written = _numbers(weights), _numbers(d_scores)
@@ -233,7 +272,7 @@ def _numbers(tensor: Tensor) -> _Numbers:
 
 
 def _call(name: str, *arguments: Any) -> None:
-    """A function of rows.c with the threads that PyTorch has: tensors are passed by address, numbers as C's long."""
+    """A function in C with the threads that PyTorch has: tensors are passed by address, numbers as C's long."""
     kernels = library()
     assert kernels is not None
     passed = [
@@ -243,9 +282,40 @@ def _call(name: str, *arguments: Any) -> None:
     getattr(kernels, name)(*passed, ctypes.c_int(torch.get_num_threads()))
 
 
-def _blocks(T: int, some: int) -> list[slice]:
-    """Of T queries, in `_Attention`."""
-    return [slice(at, min(at + some, T)) for at in range(0, T, some)]
+class _Strided(ctypes.Structure):
+    """What attention.c calls Heads: where they begin, and how far sequences, heads and tokens are apart, in numbers."""
+
+    _fields_ = (("at", ctypes.c_void_p), *((of, ctypes.c_long) for of in ("batch", "head", "token")))
+
+
+class _Sizes(ctypes.Structure):
+    _fields_ = tuple((of, ctypes.c_long) for of in "BHTD")
+
+
+def _strided(heads: Tensor) -> _Strided:
+    return _Strided(heads.data_ptr(), *heads.stride()[:3])
+
+
+def _by_tokens(heads: Tensor) -> Tensor:
+    """With the numbers of each token side by side."""
+    return heads if heads.stride(-1) == 1 else heads.contiguous()
+
+
+def _scale_and_sizes(q: Tensor) -> tuple[ctypes.c_float, _Sizes]:
+    return ctypes.c_float(q.shape[-1] ** -0.5), _Sizes(*q.shape)
+
+
+def _room(T: int, D: int) -> Tensor:
+    """For attention.c to work in."""
+    kernels = library()
+    assert kernels is not None
+    kernels.attention_room.restype = ctypes.c_long
+    return torch.empty(torch.get_num_threads(), kernels.attention_room(ctypes.c_long(T), ctypes.c_long(D)))
+
+
+def _blocks(T: int) -> list[slice]:
+    """Of T queries, in `_AttentionByProducts`."""
+    return [slice(at, min(at + BLOCK, T)) for at in range(0, T, BLOCK)]
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:

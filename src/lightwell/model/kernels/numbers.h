@@ -1,4 +1,4 @@
-/* What rows.c and one_token.c share: bfloat16, e^x, and a sum of products. */
+/* What the C files here share: bfloat16, e^x, and a sum of products. */
 
 #include <math.h>
 #include <stdint.h>
