@@ -110,7 +110,7 @@ def pretrain(
         made = not path.exists()
         world.on_main(lambda: make_run_folder(path))
         with unless_it_fails(path, made and world.is_main), held(path, world):
-            parent = load(weights_from) if weights_from else None
+            parent = load(weights_from, device="cpu") if weights_from else None
             set_threads(config, world)  # last: to load sets the usual number
             if parent:
                 require_same_shape(parent, asked.raw.get("model", {}))
@@ -120,10 +120,11 @@ def pretrain(
                 return begin_run(path, asked, config, device, parent, began, say, progress, world.size)
 
             begun = world.on_main(begin)
+            parent = None  # its weights are read again where they are needed: training may want all the memory
             train_run(
                 path, parse(begun["config"]), open_dataset(begun["dataset"]), device, world, observers, stop, say,
-                began=began, weights=weights_of(parent) if parent else None, peak_flops=begun["peak_flops"],
-                step_seconds=begun["step_seconds"],
+                began=began, peak_flops=begun["peak_flops"], step_seconds=begun["step_seconds"],
+                weights=(lambda: weights_of(load(weights_from, device="cpu"))) if weights_from else None,
             )  # fmt: skip
     return load(path, device=config.runtime.device)
 
@@ -204,7 +205,7 @@ def train_run(
     say: Say,
     *,
     checkpoint: Checkpoint | None = None,
-    weights: dict[str, Tensor] | None = None,
+    weights: Callable[[], dict[str, Tensor]] | None = None,
     extend_steps: int | None = None,
     began: float | None = None,
     peak_flops: float | None = None,

@@ -1,6 +1,6 @@
 """A small training as one of the processes that torchrun starts; with an accident, if one is asked for.
 
-process_worker.py RUN DATASET KIND MICRO_BATCH STEPS [kill|stop|bad-weight|bad-gradients|until-STEP]
+process_worker.py RUN DATASET KIND MICRO_BATCH STEPS [kill|stop|bad-weight|bad-gradients|full-disk|until-STEP]
 """
 
 import math
@@ -13,8 +13,10 @@ import torch
 from training_helpers import Float64, tiny
 
 from lightwell.data.dataset import open_dataset
+from lightwell.errors import SpaceError, StoppedEarly
 from lightwell.runtime.observer import Observer
 from lightwell.runtime.world import join_world, leave
+from lightwell.store import background
 from lightwell.store.checkpoints import list_checkpoints
 from lightwell.store.database import RunDatabase
 from lightwell.training.assemble import assemble
@@ -50,6 +52,18 @@ def spoil_gradients(training, bad):
     )
 
 
+def refuse_to_save(last):
+    """The disk is full when step `last` is to be saved."""
+    write = background.write_checkpoint
+
+    def refused(run, step, *rest):
+        if step >= last:
+            raise SpaceError("expected to write, got a full disk.")
+        return write(run, step, *rest)
+
+    background.write_checkpoint = refused
+
+
 def main(path, dataset, kind, micro_batch, steps, accident=""):
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
@@ -78,7 +92,12 @@ def main(path, dataset, kind, micro_batch, steps, accident=""):
         if accident.startswith("until"):
             last = int(accident.split("-")[1])
             training.stop = lambda: "told to" if training.state.step == last else None
-        run(training)
+        if accident == "full-disk":
+            refuse_to_save(int(steps))
+        try:
+            run(training)
+        except StoppedEarly as error:
+            (path / "stopped").write_text(error.message)
         if world.is_main:
             record.close()
 

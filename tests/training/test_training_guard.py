@@ -9,6 +9,7 @@ from training_helpers import events, metrics, moments, put_together, same, tiny,
 
 from lightwell.config.run import GuardSection, changed
 from lightwell.store.checkpoints import read_newest
+from lightwell.training import loop
 from lightwell.training.guard import judge, robust_z
 from lightwell.training.state import TrainState
 
@@ -144,6 +145,19 @@ def test_numbers_that_stay_bad_end_the_run_with_the_last_good_state(tmp_path, da
     assert training_reason(training) == "the numbers stay bad, whatever the data"
     assert len(events(tmp_path / "run", "skip")) == 5
     assert all(torch.isfinite(tensor).all() for tensor in read_newest(tmp_path / "run").model.values())
+
+
+@pytest.mark.parametrize("known", [0, 1], ids=["at once", "a step later"])
+def test_bad_steps_are_not_saved_though_they_are_known_late(tmp_path, dataset, monkeypatch, known):
+    """As on a GPU: when the save of step 6 is due, nobody has read that its numbers were bad."""
+    real = loop.take_stock
+    monkeypatch.setattr(loop, "take_stock", lambda t, lag=None: real(t, lag=0 if lag is None else known))
+    training = put_together(tmp_path / "run", tiny(steps=12, checkpoint={"every": 2}, guard={"patience": 1}), dataset)
+    spoil(training, {5})
+    assert training_reason(training) is None
+    (skip,) = events(tmp_path / "run", "skip")
+    assert (skip["details"]["at"], skip["details"]["batches"]) == (4, 2)
+    assert training.state.step == 12
 
 
 def spoil(training, data_steps):

@@ -5,6 +5,7 @@ import torch
 from training_helpers import events, put_together, same, tiny, train, training_reason, weights
 
 from lightwell.errors import StoppedEarly
+from lightwell.store.checkpoints import read_newest
 from lightwell.training import assemble
 from lightwell.training.memory import MICRO_BATCH
 
@@ -57,6 +58,25 @@ def test_a_model_of_which_no_sequence_fits_is_given_up(tmp_path, dataset):
     training, _ = with_room_for(put_together(tmp_path / "run", tiny(steps=4), dataset), 0)
     with pytest.raises(StoppedEarly, match="does not fit"):
         training_reason(training)
+
+
+def test_an_update_that_does_not_fit_is_not_made_twice(tmp_path, dataset):
+    """AdamW's part is done when Muon's runs out of memory: to go on from there would be another run."""
+    config = tiny(steps=6, checkpoint={"every": 2})
+    training = put_together(tmp_path / "run", config, dataset)
+    update = training.optimizer.muon.step
+
+    def limited(*rest):
+        if training.state.step == 3:
+            raise CUDA
+        update(*rest)
+
+    training.optimizer.muon.step = limited
+    with pytest.raises(StoppedEarly, match="the update of the weights does not fit"):
+        training_reason(training)
+    assert read_newest(tmp_path / "run").step == 3
+    again = train(tmp_path / "run", config, dataset)
+    assert same(weights(again), weights(train(tmp_path / "whole", config, dataset)))
 
 
 def test_a_step_that_takes_long_is_timed_by_its_first_micro_batch(tmp_path, dataset, monkeypatch):

@@ -147,3 +147,9 @@ def test_only_the_first_process_speaks(tmp_path):
     assert mistaken.stderr.count("lightwell: expected") == 1
     odd = torchrun(2, *command[:7], tmp_path / "c", *command[8:], "--set", "train.batch_size=5", check=False)
     assert "that 2 processes can share equally, got 5" in odd.stdout
+
+
+def test_where_the_last_save_fails_no_process_waits_for_the_others(tmp_path, dataset):
+    torchrun(2, WORKER, tmp_path / "run", dataset.path, "data", 2, 12, "full-disk", LIGHTWELL_HANG_SECONDS="60")
+    assert "full disk" in (tmp_path / "run" / "stopped").read_text()
+    assert read_newest(tmp_path / "run").step == 10

@@ -12,9 +12,10 @@ from lightwell.config.gpt import GPTConfig
 from lightwell.config.run import OptimizerSection, ScheduleSection
 from lightwell.data.batches import IGNORE, Batch
 from lightwell.model.build import GPT
+from lightwell.model.count import qkv_rows
 from lightwell.runtime.world import World
 from lightwell.training.muon import Muon, exact_polar_factor, orthogonalise
-from lightwell.training.optimizer import Optimizer, Rates, qkv_rows
+from lightwell.training.optimizer import Optimizer, Rates
 from lightwell.training.replicas import Replicas
 from lightwell.training.schedule import extension, lr_scale
 from lightwell.training.step import train_step

@@ -265,8 +265,8 @@ def _statistics(t: Tensor) -> dict[str, Any] | None:
         return None
     numbers = t
     if t.numel() > MEASURED:
-        places = torch.linspace(0, t.numel() - 1, SAMPLED, dtype=torch.float64, device=t.device).round().long()
-        numbers = t[torch.unravel_index(places, t.shape)]
+        places = torch.linspace(0, t.numel() - 1, SAMPLED, dtype=torch.float64).round().long()  # MPS has no float64
+        numbers = t[torch.unravel_index(places.to(t.device), t.shape)]
     if t.dtype == torch.bool:
         numbers = numbers.to(torch.uint8)
     return asdict(Statistics.of(numbers)) | {"measured": numbers.numel()}

@@ -57,14 +57,12 @@ def slope_along(
     captured: Tensor,
     upstream: Sequence[Tensor | None],
     floor: Tensor | None,
-    exact: Tensor | None,
     eps: float = 0.0,
 ) -> Slope:
     """Compare the captured gradient of one input with the measured slope along `along`.
 
     upstream: the gradients of the outputs. floor: the noise of the captured gradient, element by element; added up over
     many elements it nearly cancels, but not what their roundings have in common: at least `eps` of the sum stays.
-    exact: the gradient in float64, which stands for the captured one where output elements are left out.
     """
     if local.moves_numbers and floor is None:  # not a cast, which rounds
         return _slope_of_view(local, path, along, captured, upstream)

@@ -206,7 +206,7 @@ def _explain_element(question: _Question, place: Place, depth: int, top: int, la
         _dtypes(value, readings), sum(r.count for r in readings), sum(r.magnitude for r in readings) + abs(before)
     )
     autograd = None if question.autograd is None else float(question.autograd[place])
-    differences, of = _differences(question, place, readings)
+    differences, of = _differences(question, place)
     graph, v = question.parts[-1]
     root = _root(trace, graph.index)
     ways = [way for g, w in question.parts for way in _ways(g, w, place)]
@@ -374,7 +374,7 @@ def _ways(graph: Graph, value: Value, place: Place) -> list[Way]:
     return found
 
 
-def _differences(question: _Question, place: Place, readings: list[Reading]) -> tuple[float | None, str]:
+def _differences(question: _Question, place: Place) -> tuple[float | None, str]:
     """The same number by central differences: of the whole function if it is small, else of the operations that read
     it.
     """

@@ -37,6 +37,7 @@ import torch
 from torch import Tensor, nn
 
 from lightwell.glass.watching import Seen, watch
+from lightwell.runtime.device import is_out_of_memory
 from lightwell.runtime.observer import Observer
 
 Row = tuple[str, str, float]
@@ -160,7 +161,9 @@ class Pulse(Observer):
         try:
             with untouched(model), self.autocast():
                 look()
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             self.on_trouble(
                 "There is not enough memory to look inside the layers; only weights and gradients are watched."
             )

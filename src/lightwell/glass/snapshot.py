@@ -19,6 +19,7 @@ from lightwell.glass.capture import SNAPSHOT_BYTES, trace
 from lightwell.glass.pulse import mean_loss, untouched
 from lightwell.glass.result import Trace
 from lightwell.glass.wording import say
+from lightwell.runtime.device import is_out_of_memory
 from lightwell.runtime.observer import Observer
 
 TOKENS = 64  # of one sequence: the whole of a 124M GPT-2 step then takes some hundreds of megabytes
@@ -60,7 +61,9 @@ class Snapshot(Observer):
             return
         try:
             self.write(self._step, self._recorded(model, batch))
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             self.on_trouble(say("snapshot.memory", step=self._step))
         except UserError as error:
             self.on_trouble(say("snapshot.trouble", step=self._step, error=error.message))

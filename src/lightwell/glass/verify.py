@@ -210,7 +210,7 @@ class _Check:
             generator = torch.Generator().manual_seed(operation.id)
             for p, gradient in captured.items():
                 along = direction(local.inputs[p], gradient, generator)
-                slopes.append(slope_along(local, p, along, gradient, upstream, floors.get(p), exact.get(p), eps))
+                slopes.append(slope_along(local, p, along, gradient, upstream, floors.get(p), eps))
         return self._verdict(operation, flow.index, local, by_rule, slopes)
 
     def _left_out(self, operation: Operation, flow: Flow) -> list[Path]:

@@ -8,7 +8,6 @@ Sources: GPT2LMHeadModel and Qwen3ForCausalLM in transformers.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from lightwell.config.gpt import GPTConfig, ModelConfig
 from lightwell.errors import FormatError
+from lightwell.model.count import qkv_rows
 
 Tensors = dict[str, Tensor]
 
@@ -100,7 +100,7 @@ def to_theirs(config: ModelConfig, weights: Tensors) -> Tensors:
             found[row.all_theirs[0]] = torch.zeros(weight.shape[0])  # their layout always has one
             continue
         whole = weights[row.ours].detach().to(torch.float32)
-        parts = whole.split(part_sizes(config)) if len(row.all_theirs) > 1 else (whole,)
+        parts = whole.split(qkv_rows(config)) if len(row.all_theirs) > 1 else (whole,)
         for name, part in zip(row.all_theirs, parts):
             found[name] = (part.T if row.transposed else part).contiguous()
     return found
@@ -152,11 +152,3 @@ def with_prefix(config: ModelConfig, tensors: Tensors) -> Tensors:
     if any(name.startswith(prefix) for name in tensors):
         return tensors
     return {name if name == "lm_head.weight" else prefix + name: tensor for name, tensor in tensors.items()}
-
-
-def part_sizes(config: ModelConfig) -> Sequence[int]:
-    """Rows of queries, keys and values in our one matrix."""
-    if isinstance(config, GPTConfig):
-        return [config.emb_dim] * 3
-    keys = config.kv_heads * config.size_per_head
-    return [config.n_heads * config.size_per_head, keys, keys]

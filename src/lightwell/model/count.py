@@ -75,6 +75,14 @@ def parameters_of_blocks(config: ModelConfig) -> int:
     return found["attention"] + found["mlp"]
 
 
+def qkv_rows(config: ModelConfig) -> list[int]:
+    """Rows of queries, keys and values in the one matrix that holds them."""
+    if isinstance(config, GPTConfig):
+        return [config.emb_dim] * 3
+    keys = config.kv_heads * config.size_per_head
+    return [config.n_heads * config.size_per_head, keys, keys]
+
+
 def _attention_matrices(s: _Sizes) -> dict[str, int]:
     return {"qkv": s.C * (s.H + 2 * s.G) * s.D, "out": s.H * s.D * s.C}
 
@@ -192,7 +200,7 @@ def memory_bytes(
         "temporaries": max(0, peak - max(earlier + activations, weights)),
         "fragmentation": fragmentation,
         "saving_copy": weights + state,
-        "total": weights + state + peak + fragmentation + weights + state,
+        "total": weights + state + peak + fragmentation + (weights + state if device == "cpu" else 0),
     }
 
 

@@ -7,14 +7,13 @@ goes into the run's config, so that a resumed run computes with the same kernels
 from __future__ import annotations
 
 import importlib.util
+import math
 import shutil
-import time
 from dataclasses import dataclass, field
 
 from lightwell.config.run import RunConfig
 from lightwell.model.kernels.build import library
-from lightwell.planner.fit import rows_at_once
-from lightwell.planner.step_time import Trial
+from lightwell.planner.step_time import step_of_parts
 from lightwell.runtime.device import Device
 
 TRY_SHARE = 0.12  # of the budget at most, for trying
@@ -59,9 +58,5 @@ def can_compile(device: Device) -> bool:
 
 def measure_compiled(config: RunConfig, device: Device, rounds: int = 3) -> tuple[float, float]:
     """(seconds until the first compiled step is done, seconds of a whole step after that)."""
-    batch_size, rows = config.train.batch_size or 1, rows_at_once(config)
-    began = time.perf_counter()
-    trial = Trial(config, device, rows, compile=True)
-    trial.step()
-    cost = time.perf_counter() - began
-    return cost, min(trial.step() for _ in range(rounds + 1)) * batch_size / rows
+    found = step_of_parts(config, device, rounds, math.inf, compile=True)
+    return found.warm, found.step

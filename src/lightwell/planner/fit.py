@@ -26,6 +26,7 @@ PROBE_SHARE = 0.3  # of what is free: a larger estimate is checked by a step, wh
 def free_memory(device: Device) -> int | None:
     """Bytes that may be taken: what machine and cgroup leave free, or the GPU; None where the system does not say."""
     if device.kind == "cuda":
+        device.empty_cache()
         return int(torch.cuda.mem_get_info(device.torch_device)[0])
     return free_bytes()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from lightwell.config.run import RunConfig
@@ -38,10 +39,12 @@ def profile_steps(config: RunConfig, device: Device, trace: Path, rows: int = 15
         for _ in range(STEPS):
             trial.step()
     profiler.export_chrome_trace(str(trace))
-    cuda = device.kind == "cuda"
-    events = [
-        (e.key, e.self_device_time_total if cuda else e.self_cpu_time_total, e.count) for e in profiler.key_averages()
-    ]
+    averages = profiler.key_averages()
+    if device.kind == "cuda":  # its kernels alone: what called them has their time as well
+        kernels = [e for e in averages if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
+        events = [(e.key, e.self_device_time_total, e.count) for e in kernels]
+    else:
+        events = [(e.key, e.self_cpu_time_total, e.count) for e in averages]
     total = sum(micros for _, micros, _ in events) or 1
     events.sort(key=lambda event: -event[1])
     operations = [

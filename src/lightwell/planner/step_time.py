@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
+from typing import NamedTuple
 
 import torch
 
@@ -12,11 +14,10 @@ from lightwell.data.batches import Batch
 from lightwell.model.build import GPT
 from lightwell.model.count import flops_per_token
 from lightwell.planner.fit import rows_at_once, step_memory
-from lightwell.runtime.device import Device
+from lightwell.runtime.device import Device, is_out_of_memory
 from lightwell.runtime.memory import free_bytes
 from lightwell.runtime.seeds import generator
 from lightwell.runtime.world import World
-from lightwell.training.memory import is_out_of_memory
 from lightwell.training.optimizer import Optimizer
 from lightwell.training.rates import peak_rates
 from lightwell.training.replicas import Replicas
@@ -25,6 +26,13 @@ from lightwell.training.step import train_step
 TRIAL_FLOPS = 2e11  # of a first trial step on a CPU: a second on a laptop
 FEW = 2  # rounds of a batch that is tried in part, after one that warms up
 LEAST_TURNS, TURNS = 2, 6  # steps of each model that is timed beside others, after one that warms up
+
+
+class Parts(NamedTuple):
+    """Seconds until the first micro-batch was done, compiling included, and of a whole step."""
+
+    warm: float
+    step: float
 
 
 class Trial:
@@ -53,12 +61,15 @@ class Trial:
             model, model_config, config.optimizer, peak_rates(config.optimizer, model_config), device
         )
 
-    def step(self) -> float:
-        """One whole training step; its seconds. The weights do not move: the rate is 0."""
+    def step(self, rows: int | None = None) -> float:
+        """One whole training step, or one of its first `rows` alone; its seconds. The weights do not move: the rate is
+        0."""
+        b = self.batch
+        batch = b if rows is None else Batch(b.ids[:rows], b.targets[:rows], b.documents[:rows], b.rows[:rows])
         start = time.perf_counter()
         with torch.random.fork_rng(devices=[]):
             train_step(
-                self.replicas, self.optimizer, self.batch, micro_batch_size=self.at_once, lr_scale=0.0,
+                self.replicas, self.optimizer, batch, micro_batch_size=self.at_once, lr_scale=0.0,
                 clip=self.config.train.clip, seed=0, step=0, device=self.device, world=World(),
             )  # fmt: skip
         self.device.synchronise()
@@ -70,8 +81,8 @@ def measure_step_seconds(config: RunConfig, device: Device, rounds: int = 5, lim
 
     On a CPU a batch that would take long is tried in part first; then whole if it fits into the free memory and will be
     done within `limit` seconds; if not, a step's time is a line over its tokens, drawn through two numbers of them.
-    Elsewhere a micro-batch is tried whole. A trial is a round that warms up and at least one more; after `limit`
-    seconds no further round begins.
+    Elsewhere one micro-batch is tried, and two where there are more. A trial is a round that warms up and at least one
+    more; after `limit` seconds no further round begins.
     """
     began = time.perf_counter()
     model_config = config.model.complete()
@@ -79,7 +90,7 @@ def measure_step_seconds(config: RunConfig, device: Device, rounds: int = 5, lim
     at_once = rows_at_once(config)
     if device.kind != "cpu":
         try:
-            return _usual(config, device, at_once, rounds, limit) * batch_size / at_once
+            return step_of_parts(config, device, rounds, limit).step
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -117,6 +128,27 @@ def _usual(config: RunConfig, device: Device, rows: int, rounds: int, limit: flo
     while len(times) <= rounds and (len(times) < 2 or time.perf_counter() - began < limit):
         times.append(trial.step())
     return statistics.median(times[1:])
+
+
+def step_of_parts(config: RunConfig, device: Device, rounds: int, limit: float, compile: bool = False) -> Parts:
+    """A step in micro-batches, timed with one of them and with two: what is done once a step counts once."""
+    at_once = rows_at_once(config)
+    n_parts = (config.train.batch_size or 1) / at_once
+    began = time.perf_counter()
+    trial = Trial(config, device, at_once * min(2, math.ceil(n_parts)), at_once, compile=compile)
+    trial.step(at_once)
+    warm = time.perf_counter() - began
+
+    def usual(rows: int) -> float:
+        trial.step(rows)
+        start, times = time.perf_counter(), [trial.step(rows)]
+        while len(times) < rounds and time.perf_counter() - start < limit:
+            times.append(trial.step(rows))
+        return statistics.median(times)
+
+    one = usual(at_once)
+    more = max(usual(2 * at_once) - one, 0.25 * one) if n_parts > 1 else 0.0
+    return Parts(warm, one + (n_parts - 1) * more)
 
 
 def in_turns(config: RunConfig, device: Device) -> bool:

@@ -8,6 +8,7 @@ elsewhere.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,6 +56,27 @@ class Device:
             else f"{torch.get_num_threads()} threads"
         )
         return f"{self.torch_device} ({name}), {str(self.dtype).removeprefix('torch.')}"
+
+
+def on_its_way(numbers: Sequence[torch.Tensor]) -> Callable[[], list[float]]:
+    """Begin to copy 0-D tensors of one device to the host. What is returned gives the numbers, and waits for them only:
+    not for what a GPU was given since."""
+    together = torch.stack([number.double() if number.device.type == "cpu" else number.float() for number in numbers])
+    if together.device.type != "cuda":
+        return together.tolist
+    here, done = together.to("cpu", non_blocking=True), torch.cuda.Event()
+    done.record(torch.cuda.current_stream(together.device))
+
+    def read() -> list[float]:
+        done.synchronize()
+        return here.tolist()
+
+    return read
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device's memory was too small: CUDA says so by the error's type, MPS only in words."""
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error)
 
 
 def choose_device(name: str = "auto", dtype: str = "auto") -> Device:

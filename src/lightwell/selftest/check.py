@@ -54,7 +54,7 @@ def selftest(device: Device, *, compile: bool = False, progress: Progress = lamb
             rows += check_family(name, device, compiled)
     progress(2, 3, "kill and resume")
     with tempfile.TemporaryDirectory(prefix="lightwell-selftest-") as folder:
-        resume = check_resume(Path(folder), str(device.torch_device))
+        resume = check_resume(Path(folder), device)
     progress(3, 3, "done")
     return Verdict(device.describe(), rows, resume, advice(rows, device), time.perf_counter() - began)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from lightwell.errors import LightwellError
+from lightwell.runtime.device import Device
 from lightwell.store.checkpoint import read_checkpoint
 from lightwell.store.checkpoints import list_checkpoints, step_of
 
@@ -27,7 +28,7 @@ SETTINGS = (
 )  # fmt: skip
 
 
-def check_resume(folder: Path, device: str = "auto", timeout: float = 600.0) -> str | None:
+def check_resume(folder: Path, device: Device, timeout: float = 600.0) -> str | None:
     """Train twice in `folder`, once with a SIGKILL between. None if the weights are the same, else what differs."""
     text = folder / "text.txt"
     text.write_text("".join(f"{n} wells and {n * n} buckets stood in the garden.\n\n" for n in range(400)))
@@ -60,11 +61,11 @@ def difference(a: Path, b: Path) -> str | None:
 
 
 @contextmanager
-def _training(text: Path, val: Path, out: Path, device: str) -> Iterator[subprocess.Popen[bytes]]:
+def _training(text: Path, val: Path, out: Path, device: Device) -> Iterator[subprocess.Popen[bytes]]:
     """A training as a process, which is killed where the `with` block ends before it."""
     command = [sys.executable, "-P", "-m", "lightwell", "pretrain", str(text), "--val", str(val), "--out", str(out)]
-    command += ["--steps", str(STEPS), "--device", device, "--json"]
-    for setting in SETTINGS:
+    command += ["--steps", str(STEPS), "--device", str(device.torch_device), "--json"]
+    for setting in (*SETTINGS, f"runtime.dtype={str(device.dtype).removeprefix('torch.')}"):
         command += ["--set", setting]
     alone = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=alone) as process:

@@ -98,4 +98,4 @@ def _step(
 
 
 def _flat(model: torch.nn.Module) -> Tensor:
-    return torch.cat([p.detach().flatten().double().cpu() for p in model.parameters()])
+    return torch.cat([p.detach().flatten().cpu().double() for p in model.parameters()])

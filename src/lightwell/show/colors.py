@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 SERIES = ("#0096d6", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#b5a900", "#8a8a8a")
-FORWARD, BACKWARD, GOOD, BAD, UNSURE = "#0096d6", "#d55e00", "#009e73", "#d1453b", "#b58900"
+FORWARD, BACKWARD, BAD = "#0096d6", "#d55e00", "#d1453b"
 
 _SEQUENTIAL = ((24, 18, 60), (68, 47, 124), (42, 111, 151), (40, 165, 130), (142, 205, 84), (250, 231, 100))
 _DIVERGING = ((28, 88, 180), (104, 156, 220), (222, 222, 222), (235, 150, 84), (188, 72, 8))

@@ -25,7 +25,7 @@ from lightwell.model.init_copying import initialise_copying
 from lightwell.model.kernels.build import built
 from lightwell.model.kernels.fused import fused
 from lightwell.model.modern import Modern
-from lightwell.runtime.device import Device
+from lightwell.runtime.device import Device, is_out_of_memory
 from lightwell.runtime.environment import differences, environment
 from lightwell.runtime.observer import Observer
 from lightwell.runtime.seeds import fold, generator
@@ -33,7 +33,7 @@ from lightwell.runtime.threads import one_thread
 from lightwell.runtime.world import World
 from lightwell.store.checkpoint import Checkpoint
 from lightwell.training.loop import Training
-from lightwell.training.memory import MICRO_BATCH, is_out_of_memory
+from lightwell.training.memory import MICRO_BATCH
 from lightwell.training.optimizer import Optimizer
 from lightwell.training.outcome import outcome_tokens
 from lightwell.training.pace import Pace
@@ -61,7 +61,7 @@ def assemble(
     record: Record,
     *,
     checkpoint: Checkpoint | None = None,
-    weights: dict[str, torch.Tensor] | None = None,
+    weights: Callable[[], dict[str, torch.Tensor]] | None = None,
     extend_steps: int | None = None,
     observers: Sequence[Observer] = (),
     stop: Callable[[], str | None] = lambda: None,
@@ -71,15 +71,15 @@ def assemble(
 ) -> Training:
     """A Training ready to `run`. `config` has nothing left to decide but the number of steps.
 
-    checkpoint: go on from there. weights: begin with these instead of random ones. extend_steps: add so many steps to
-    a finished run. step_seconds: of one step, where that was measured already.
+    checkpoint: go on from there. weights: gives what to begin with, instead of random ones. extend_steps: add so many
+    steps to a finished run. step_seconds: of one step, where that was measured already.
     Raises UserError if the batch cannot be shared equally, or the run cannot be extended.
     """
     model_config = config.model.complete(dataset.tokenizer.vocab_size)
     begun = checkpoint is not None or weights is not None
     model = new_model(model_config, config, device, None if begun else dataset, world)
     if weights is not None:
-        model.load_state_dict(weights)
+        model.load_state_dict(weights())
     replicas = Replicas(model, world, config.runtime.parallel, compile=bool(config.runtime.compile))
     optimizer = Optimizer(model, model_config, config.optimizer, peak_rates(config.optimizer, model_config), device)
     batch_size = config.train.batch_size
@@ -121,7 +121,7 @@ def assemble(
         def alive(done: int, total: int | None, what: str) -> None:
             world.at(state.step, f"{what}, {done} tokens done")
 
-        with device.autocast(), fused():
+        with device.autocast(), fused(device.kind == "cpu"):
             return evaluate_stream(model, dataset.val, dataset.tokenizer, max_tokens=max_tokens, progress=alive)
 
     return Training(
@@ -136,7 +136,7 @@ def assemble(
         saver=saver,
         record=record,
         evaluate=evaluate,
-        eval_tokens=decided["eval_tokens"],
+        eval_tokens=min(decided["eval_tokens"], len(dataset.val)),
         micro_batch_size=(state.decided(MICRO_BATCH) or {"size": micro_batch_size})["size"],
         eval_every=decided["eval_every"],
         peak_flops=peak_flops,
@@ -215,7 +215,7 @@ def time_a_step(
             start, done = time.perf_counter(), 0
             try:
                 for ids, targets in zip(batch.ids.split(micro_batch_size), batch.targets.split(micro_batch_size)):
-                    with device.autocast(), fused(not replicas.compiled):
+                    with device.autocast(), fused(device.kind == "cpu" and not replicas.compiled):
                         loss_sum, _ = replicas.forward(to(ids, device), to(targets, device))
                         loss_sum.backward()
                     done += len(ids)
@@ -238,7 +238,7 @@ def reserve_seconds(config: RunConfig, pace: Pace, dataset: Dataset, n_parameter
     """
     steps = int(60 * (config.budget.minutes or 0) / pace.step_seconds)
     tokens = min(len(dataset.val), outcome_tokens(steps, pace.tokens_per_step))
-    tokens += cadence(config, steps, pace.step_seconds, pace.tokens_per_step)["eval_tokens"]
+    tokens += min(len(dataset.val), cadence(config, steps, pace.step_seconds, pace.tokens_per_step)["eval_tokens"])
     return closing_seconds(dataset, n_parameters) + 0.4 * pace.step_seconds / pace.tokens_per_step * tokens
 
 

@@ -19,7 +19,7 @@ from lightwell.config.run import RunConfig
 from lightwell.data.batches import Batches
 from lightwell.data.prefetch import Prefetch
 from lightwell.evaluation.report import Evaluation
-from lightwell.runtime.device import Device
+from lightwell.runtime.device import Device, on_its_way
 from lightwell.runtime.observer import Observer, StepReport
 from lightwell.runtime.seeds import fold
 from lightwell.runtime.world import World
@@ -43,7 +43,7 @@ class Unread(NamedTuple):
     step: int
     data_step: int
     lr_scale: float
-    result: StepResult
+    numbers: Callable[[], list[float]]  # loss, gradient norm, whether both are finite
 
 
 @dataclass
@@ -87,7 +87,8 @@ def run(t: Training) -> str | None:
         while reason is None and not t.pace.finished(state):
             rate = t.pace.lr_scale(state, state.step)
             result = within_memory(t, partial(one_step, t, rate))
-            t.unread.append(Unread(state.step + 1, state.data_step, rate, result))
+            numbers = on_its_way((result.loss, result.gradient_norm, result.finite))
+            t.unread.append(Unread(state.step + 1, state.data_step, rate, numbers))
             state.step += 1
             state.tokens += t.pace.tokens_per_step
             take_stock(t, lag=1 if t.device.kind == "cuda" else 0)
@@ -99,10 +100,14 @@ def run(t: Training) -> str | None:
             state.seconds = t.pace.elapsed()
             record_decisions(t)
             reason = stop_reason(t)
-            state.owed = due_work(t)
-            if state.owed or reason or t.saver.due(state):
-                take_stock(t)
-                t.saver.save(state)
+            if due_work(t) or reason or t.saver.due(state):
+                take_stock(t)  # on a GPU only now the newest numbers are known, and may be bad
+            if must_go_back(state, t.config.guard):
+                reason = go_back(t) or reason
+            else:
+                state.owed = due_work(t)
+                if state.owed or reason or t.saver.due(state):
+                    t.saver.save(state)
             if reason is None:
                 do_owed_work(t)
         take_stock(t)
@@ -136,8 +141,8 @@ def take_stock(t: Training, lag: int = 0) -> None:
     """Read the numbers of finished steps, all but the last `lag`: on a GPU reading would wait for the newest."""
     while len(t.unread) > lag:
         unread = t.unread.pop(0)
-        step, result = unread.step, unread.result
-        loss, norm, finite = float(result.loss), float(result.gradient_norm), bool(result.finite)
+        step, (loss, norm, applied) = unread.step, unread.numbers()
+        finite = bool(applied)
         events = judge(t.state, t.config.guard, loss, norm, finite)
         rate = t.pace.tokens_per_step / t.pace.step_seconds
         tokens = t.state.tokens - (t.state.step - step) * t.pace.tokens_per_step  # of then, where it is read later
@@ -195,7 +200,7 @@ def go_back(t: Training) -> str | None:
     t.unread.clear()
     t.saver.restore(t.state)
     t.pace.forget()
-    t.state.decisions = decisions
+    t.state.decisions, t.state.bad_steps = decisions, 0
     t.state.decide("skip", at=t.state.step, batches=failed - t.state.step, from_step=failed)
     record_decisions(t)
     return BAD_NUMBERS[0] if give_up(t.state) else None

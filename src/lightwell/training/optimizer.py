@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from lightwell.config.gpt import GPTConfig, ModelConfig
+from lightwell.config.gpt import ModelConfig
 from lightwell.config.run import OptimizerSection
+from lightwell.model.count import qkv_rows
 from lightwell.runtime.device import Device
 from lightwell.training.adamw import AdamW
 from lightwell.training.muon import Muon
@@ -33,10 +34,13 @@ class Rates:
 
 
 class Optimizer:
-    """Both updates behind one `step`. `model`'s parameters are told apart by name and shape."""
+    """Both updates behind one `step`. `model`'s parameters are told apart by name and shape.
+
+    updating: an update has begun and not ended; if an error came between, the weights are neither old nor new.
+    """
 
     def __init__(self, model: nn.Module, config: ModelConfig, section: OptimizerSection, rates: Rates, device: Device):
-        self.rates = rates
+        self.rates, self.updating = rates, False
         self.names = dict(model.named_parameters())  # a tied weight once
         self.here = {name: local(p) for name, p in self.names.items()}  # this process's rows, if sharded
         hidden = {name for name, p in self.names.items() if section.name == "muon" and is_hidden_matrix(name, p)}
@@ -55,8 +59,10 @@ class Optimizer:
         neither weights nor moments, and no one waits for the device to find out."""
         for name, p in self.names.items():
             self.here[name].grad = None if p.grad is None else local(p.grad)
+        self.updating = True
         self.adamw.step(self.rates.adamw * lr_scale, self.rates.adamw_decay, apply)
         self.muon.step(self.rates.muon * lr_scale, self.rates.muon_decay, apply)
+        self.updating = False
 
     def zero_grad(self) -> None:
         for tensors in (self.names, self.here):
@@ -89,11 +95,3 @@ class Optimizer:
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
     """Matrices inside the blocks: not the embeddings, not the head."""
     return name.startswith("blocks.") and parameter.ndim == 2
-
-
-def qkv_rows(config: ModelConfig) -> list[int]:
-    """Rows of queries, keys and values in the one matrix that holds them."""
-    if isinstance(config, GPTConfig):
-        return [config.emb_dim] * 3
-    keys = config.kv_heads * config.size_per_head
-    return [config.n_heads * config.size_per_head, keys, keys]

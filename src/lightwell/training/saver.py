@@ -114,9 +114,15 @@ class Saver:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if kind is None:
+            self.world.on_main(self._close)  # if the last save fails, no other process goes on to what follows it
+        else:
+            self._close(kind, error, at)
+
+    def _close(self, *error: Any) -> None:
         if self._writer is not None:
             try:
-                self._writer.__exit__(kind, error, at)
+                self._writer.__exit__(*(error or (None, None, None)))
             finally:
                 self._drain()
                 self.record.flush(durable=True)

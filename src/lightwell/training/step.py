@@ -27,7 +27,7 @@ from lightwell.training.replicas import Replicas
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step found, still on the device: reading a number waits for it. `loss` in nats per token."""
+    """What a step found, still on the device (`on_its_way` brings it). `loss` in nats per token."""
 
     loss: Tensor
     gradient_norm: Tensor
@@ -53,14 +53,14 @@ def train_step(
     batch: `ids` and `targets` (B, T), targets -100 where none counts. `seed` and `step` fix the dropout masks.
     """
     n_targets = world.sum((batch.targets != IGNORE).sum()).item()  # before the batch moves: no wait for the device
-    losses = []
+    losses, on_cpu = [], device.kind == "cpu" and not replicas.compiled
     parts = split(batch, micro_batch_size)
     for observer in observers:
         observer.before_forward(replicas.model, batch)
     for number, (ids, targets) in enumerate(parts):
         world.at(step, f"micro-batch {number + 1} of {len(parts)}")
         torch.manual_seed(fold(seed, "dropout", step, world.rank, number))
-        with replicas.communicate(when=number == len(parts) - 1), device.autocast(), fused(not replicas.compiled):
+        with replicas.communicate(when=number == len(parts) - 1), device.autocast(), fused(on_cpu):
             loss_sum, _ = replicas.forward(to(ids, device), to(targets, device))
             share = loss_sum / n_targets
             (share * world.size).backward()  # replicas average their gradients; we want the sum
