@@ -49,9 +49,13 @@ class ConfigError(UserError):
     def __init__(self, problems: list[tuple[str, str]], hint: str = "") -> None:
         lines = [f"{key}: {sentence}" if key else sentence for key, sentence in problems]
         count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
-        body = f"{lines[0].rstrip('.')}." if len(lines) == 1 else "".join(f"\n  - {line}" for line in lines)
+        body = _closed(lines[0]) if len(lines) == 1 else "".join(f"\n  - {line}" for line in lines)
         super().__init__(f"{count} in the config: {body}", hint)
         self.problems = problems
+
+
+def _closed(sentence: str) -> str:
+    return sentence if sentence.endswith((".", "?")) else f"{sentence}."
 
 
 class DataError(UserError):

@@ -62,14 +62,19 @@ class Inside:
         """Whether the losses and gradients are numbers. If not, `check_step` says where the first one was born."""
         return all(bool(x.isfinite().all()) for x in (self.losses, self.token_gradients, self.head_gradients))
 
+    def require_heads(self, heads: Sequence[tuple[int, int]]) -> None:
+        """Raise UserError for a (layer, head), counted from 1, that is not there."""
+        L, H = self.head_gradients.shape
+        for layer, head in heads:
+            if not (1 <= layer <= L and 1 <= head <= H):
+                raise UserError(f"expected a head from 1.1 to {L}.{H}, got {layer}.{head}.", "Choose one of those.")
+
     def draw(self, color: bool = False, width: int = 100, heads: Sequence[tuple[int, int]] = ()) -> str:
         """Tables and maps for a terminal. heads: (layer, head), counted from 1, whose attention is drawn; left out, the
         one that the loss listens to most. Raises UserError for a head that is not there.
         """
-        L, H = self.head_gradients.shape
-        for layer, head in heads:
-            if not (1 <= layer <= L and 1 <= head <= H):
-                raise UserError(f"expected a head from 1.1 to {L}.{H}, got {layer}.{head}.")
+        self.require_heads(heads)
+        H = self.head_gradients.shape[1]
         loudest = divmod(int(self.head_gradients.nan_to_num(0).argmax()), H)
         chosen = [(layer - 1, head - 1) for layer, head in heads] or [loudest]
         parts = [
@@ -255,11 +260,15 @@ def _restore(model: nn.Module, gradients: dict[str, Tensor | None]) -> None:
 
 
 def _ids(run: Run, text: str) -> list[int]:
-    """The separator and as much of the text as the context holds. Raises UserError for an empty text."""
-    ids = [run.tokenizer.separator_id, *run.tokenizer.encode(text)][: run.model_config.context_length + 1]
-    if len(ids) < 2:
-        raise UserError("expected a text of at least one token, got an empty one.")
-    return ids
+    """The separator and the text; of EXAMPLE_TEXT as much as the context holds. Raises UserError for an empty text and
+    for one that is too long."""
+    ids, most = [run.tokenizer.separator_id, *run.tokenizer.encode(text)], run.model_config.context_length
+    if len(ids) < 2 or (len(ids) > most + 1 and text != EXAMPLE_TEXT):
+        raise UserError(
+            f"expected a text of 1 to {most} tokens, got {len(ids) - 1}.",
+            "Give a part of it." if len(ids) > 1 else 'For instance --text "Once upon a time".',
+        )
+    return ids[: most + 1]
 
 
 def trace_step(run: Run, text: str, level: str = "dissect", open_attention: bool = False) -> Any:
@@ -296,7 +305,11 @@ def explain_parameter(path: str | Path, name: str, index: tuple[int, ...] | None
         import difflib
 
         near = difflib.get_close_matches(name, parameters, n=1)
-        raise UserError(f"expected a parameter's name, got {name!r}.", f"Did you mean {near[0]}?" if near else "")
+        some = ", ".join(list(parameters)[:4])
+        raise UserError(
+            f"expected a parameter's name, got {name!r}.",
+            f"Did you mean {near[0]}?" if near else f"There are {len(parameters)}: {some} and so on.",
+        )
     t = trace_step(run, text)
     return t.explain(parameters[name], index=index, **options)
 

@@ -154,6 +154,7 @@ def _described(path: Path) -> dict[str, Any]:
     config = config_of(folder)
     metrics, ended, planned = {}, None, config.budget.steps
     with recorded(path) as database:
+        unreadable = database is None and (path / DATABASE).is_file()
         if database is not None:
             metrics = {name: database.metrics(name) for name in ("loss", "heldout.loss", "heldout.bits_per_byte")}
             for event in database.events():
@@ -168,6 +169,8 @@ def _described(path: Path) -> dict[str, Any]:
         state = "running"
     elif not checkpoints:
         state = "broken"
+    elif unreadable:
+        state = "unknown"
     else:
         state = "done" if ended in ("done", "overfitting", "imported") else "stopped"
 
@@ -175,6 +178,7 @@ def _described(path: Path) -> dict[str, Any]:
         return metrics[name][-1][1] if metrics.get(name) else None
 
     ending = outcome_of(path) or {}
+    said = f"expected to read {path / DATABASE}, got no metrics; the model itself is another file."
     return {
         "name": path.name,
         "path": str(path),
@@ -185,7 +189,7 @@ def _described(path: Path) -> dict[str, Any]:
         "heldout": {key: ending.get(key, last(f"heldout.{key}")) for key in ("loss", "bits_per_byte")},
         "predicted": {"bits_per_byte": ending.get("predicted"), "off": ending.get("off")},
         "parameters": parameters(config.model.complete())["total"],
-    }
+    } | ({"said": said} if unreadable else {})
 
 
 def run_metrics(path: str | Path) -> dict[str, list[tuple[int, float]]]:
@@ -297,8 +301,8 @@ def plan_summary(text: Text | None = None, *, progress: Progress = quiet, **requ
 
 
 def _planned(config: RunConfig, asked: Request, device: Device, progress: Progress = quiet) -> tuple[Choice, float]:
-    """The choice, with nothing left open, and the peak in FLOP/s that was measured for it. For a budget of minutes the
-    text is looked at, a part of a long one."""
+    """The choice, with nothing left open, and the peak in FLOP/s that was measured for it. A text that is named, or
+    trained on for minutes, is looked at, a part of a long one."""
     peak, began = measure_peak_flops(device), time.perf_counter()
     if asked.text and len(asked.text) == 1 and is_dataset(Path(asked.text[0])):
         dataset = open_dataset(Path(asked.text[0]))
@@ -307,28 +311,21 @@ def _planned(config: RunConfig, asked: Request, device: Device, progress: Progre
     has_text = bool(asked.text) or config.model.missing()
     n_bytes = collect(as_paths(asked.text)).n_bytes if has_text else 10**9
     n_bytes = min(n_bytes, config.data.limit_bytes or n_bytes)
-    minutes = config.budget.minutes
-    if has_text and minutes:
+    seconds = 60 * config.budget.minutes if config.budget.minutes else None
+    if asked.text or (has_text and seconds):
         read = min(n_bytes, LOOKED_AT)
-        slower = USUALLY if config.model.vocab_size else slowness(config, device, peak, 60 * minutes)
-        size = vocab_size_for(config, n_bytes, peak, 60 * minutes, slower)  # as of the whole
+        slower = USUALLY if config.model.vocab_size or not seconds else slowness(config, device, peak, seconds)
+        size = vocab_size_for(config, n_bytes, peak, seconds, slower)  # as of the whole
         part = changed(config, data={"limit_bytes": read}, model={"vocab_size": size})
         with tempfile.TemporaryDirectory() as parent:
             dataset = open_or_prepare(asked.text, Path(parent), part, device, None, peak, quiet, progress)
             text, vocab_size = describe(dataset), dataset.tokenizer.vocab_size
         text = replace(text, tokens=int(text.tokens * n_bytes / read))
-        config = changed(config, model={"vocab_size": config.model.vocab_size or vocab_size})
+        config = changed(config, model={"vocab_size": vocab_size})
         return choose(config, vocab_size, text, device, peak, seconds_left(config, began)), peak
     vocab_size = vocab_size_for(config, n_bytes, peak, None)
     text = typical_text(max(1, n_bytes // 3))  # about three bytes a token
-    choice = choose(
-        changed(config, model={"vocab_size": vocab_size}),
-        vocab_size,
-        text,
-        device,
-        peak,
-        60 * minutes if minutes else None,
-    )
+    choice = choose(changed(config, model={"vocab_size": vocab_size}), vocab_size, text, device, peak, seconds)
     if choice.reasons:
         choice.reasons.append("No text was named: the prediction is for typical prose and code.")
     return choice, peak
@@ -349,7 +346,7 @@ def import_run(folder: str | Path, out: str | Path) -> Run:
     from lightwell.interop.huggingface import import_model
 
     folder, out = Path(folder), Path(out)
-    require_free(out)  # before gigabytes are read
+    require_free(out, resumable=False)  # before gigabytes are read
     config, weights, tokenizer = import_model(folder)
     if tokenizer is None:
         raise UserError(f"expected tokenizer files beside the model in {folder}, found none.", "A run needs one.")

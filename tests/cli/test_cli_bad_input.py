@@ -517,6 +517,7 @@ def test_an_answer_that_is_no_is_one_json_value(capsys, copy):
     assert run(["runs", str(copy), "--pin", "3", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"pinned": 3}
     assert run(["runs", str(copy), "--csv", "--json"]) == 2
+    assert run(["runs", str(copy), "--csv", "--check"]) == 2
 
 
 @pytest.mark.parametrize("command", ["generate", "tokenize"])
@@ -876,3 +877,48 @@ def test_the_way_to_convert_a_file_can_be_copied(capsys, tmp_path):
 def test_a_plan_says_what_it_takes_for_granted(capsys, text_file):
     assert run(["plan", str(text_file), "--preset", "nano", "--json"]) == 0
     assert "10 minutes" in json.loads(capsys.readouterr().out)["reasons"][0]
+
+
+@pytest.mark.parametrize("command", [["trace", "--head", "9.9"], ["trace", "--head", "9.9", "--json"], ["verify"]])
+def test_a_head_or_a_length_that_there_is_not(capsys, trained, command):
+    name, *rest = command
+    text = "well " * 99 if name == "verify" else "well"
+    assert run([name, str(trained), *rest, "--text", text]) == 2
+    assert "expected a" in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("setting", ["data.val=['nope']", "data.limit_bytes=1000"])
+def test_a_plan_refuses_what_training_would(capsys, text_file, setting):
+    code, sentence = said(capsys, "plan", str(text_file), "--steps", "3", *SMALL, "--set", setting)
+    assert code == 2
+    assert one_sentence(sentence)
+
+
+def test_a_plan_counts_the_parameters_that_a_run_will_have(capsys, text_file, tmp_path):
+    asked = [str(text_file), "--steps", "1", *SMALL, "--set", "tokenizer.kind=bytes", "--json"]
+    assert run(["plan", *asked]) == 0
+    planned = json.loads(capsys.readouterr().out)["parameters"]["total"]
+    assert run(["pretrain", *asked, "--out", str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+    assert run(["runs", str(tmp_path / "run"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["parameters"] == planned
+
+
+def test_where_no_folder_can_be_made(capsys, trained):
+    code, sentence = said(capsys, "export", str(trained), "--out", "/proc/here")
+    assert (code, "nothing can be made" in sentence) == (2, True)
+
+
+def test_a_run_that_ended_before_it_began_says_how_to_begin_again(capsys, tmp_path):
+    (tmp_path / "run" / "dataset").mkdir(parents=True)
+    code, sentence = said(capsys, "resume", str(tmp_path / "run"))
+    assert (code, "pretrain ... --out" in sentence) == (2, True)
+
+
+def test_a_run_whose_metrics_are_destroyed_is_not_said_to_have_stopped(capsys, copy):
+    (copy / "run.sqlite").write_bytes(b"nothing" * 1000)
+    assert run(["runs", str(copy)]) == 0
+    shown = capsys.readouterr().out
+    assert "unknown" in shown
+    assert "got no metrics" in shown
+    assert "stopped" not in shown

@@ -38,6 +38,8 @@ def explain(
     try:
         place = tuple(int(number) for number in index.split(",")) if index else None
     except ValueError:
-        raise UserError(f"expected whole numbers as --index, such as 3,5, got {index!r}.") from None
+        raise UserError(
+            f"expected whole numbers as --index, such as 3,5, got {index!r}.", "One for each dimension."
+        ) from None
     found = explain_parameter(run, parameter, place, text, depth=depth, top=top)
     show_json(found.to_dict()) if json else print(found)

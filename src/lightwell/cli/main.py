@@ -173,7 +173,9 @@ def run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader, such as `head`, has seen enough
         return 0
     except Exception as error:
-        loading = CTRL_C and isinstance(error, ImportError)  # which comes of it while C code is imported
+        loading = CTRL_C and isinstance(
+            error, ImportError | AttributeError
+        )  # which come of it while C code is imported
         if loading or type(error).__name__ == "Abort":  # at a question
             return interrupted(as_json)
         if hasattr(error, "format_message"):  # the command line was not understood

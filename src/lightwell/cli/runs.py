@@ -13,6 +13,7 @@ from lightwell.errors import AnswerIsNo, UserError
 from lightwell.show.terminal import wants_color
 
 app = make_app()
+NONE = "No runs in ./runs yet. Make one: lightwell pretrain TEXT --minutes 5"
 
 
 @app.command(epilog="\b\nFor instance:\n  lightwell runs runs/notes-1 runs/notes-2")
@@ -26,17 +27,16 @@ def runs(
     """List runs, show one with its curve, or compare several."""
     from lightwell.inspection import check_run, describe_runs, find_runs, pin_checkpoint, run_metrics
 
-    if csv and json:
-        raise UserError("expected --csv or --json, got both.", "Leave one of the two out.")
+    if csv and (json or check):
+        raise UserError(f"expected --csv or {'--json' if json else '--check'}, got both.", "Leave one of the two out.")
     if pin is not None:
         pin_checkpoint(one(run), pin)
         show_json({"pinned": pin}) if json else print(f"The checkpoint of step {pin} stays.")
         return
     if check:
         found = [row for path in find_runs(run or None) for row in check_run(path)]
-        show_json(found) if json else print(
-            "\n".join(f"{'ok    ' if r['good'] else 'BROKEN'} {r['path']} {r['said']}" for r in found)
-        )
+        said = [f"{'ok    ' if r['good'] else 'BROKEN'} {r['path']} {r['said']}" for r in found]
+        show_json(found) if json else print("\n".join(said) or NONE)
         if not all(row["good"] for row in found):
             raise AnswerIsNo(
                 "not every file is as it was written.", "Of several checkpoints the newest good one is used."
@@ -60,7 +60,7 @@ def runs(
     if json:
         show_json(rows)
     elif not rows:
-        print("No runs in ./runs yet. Make one: lightwell pretrain TEXT --minutes 5")
+        print(NONE)
     else:
         print_rows(rows)
         for row in rows:

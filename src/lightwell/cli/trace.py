@@ -30,6 +30,7 @@ def trace(
     heads = [_layer_and_head(words) for words in head]
     opened = load(run, device="cpu")
     found = look_inside(opened, text)
+    found.require_heads(heads)
     drawn = "" if json else found.draw(wants_color(sys.stdout), terminal_width(), heads)
     if save:
         with checking() as progress:
@@ -46,4 +47,4 @@ def _layer_and_head(words: str) -> tuple[int, int]:
         layer, head = words.split(".")
         return int(layer), int(head)
     except ValueError:
-        raise UserError(f"expected a head as layer.head, such as 1.2, got {words!r}.") from None
+        raise UserError(f"expected a head as layer.head, such as 1.2, got {words!r}.", "Try --head 1.1.") from None

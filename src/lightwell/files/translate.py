@@ -54,6 +54,8 @@ def translate(error: OSError, what: str) -> UserError | None:
         reads = what.startswith("read ") and error.errno != errno.EROFS
         hint = "Change its permissions." if reads else "Choose a folder that you may write to."
         return UserError(f"expected to {what}, got {_CLOSED[error.errno]}{where}.", hint)
+    if error.errno == errno.ENOENT and what.startswith(("make ", "write ")):
+        return UserError(f"expected to {what}, got a place where nothing can be made.", "Choose another place.")
     if error.errno in _NAME:
         return UserError(f"expected to {what}, got {_NAME[error.errno]}.", "Choose another place.")
     if error.errno == errno.EMFILE:

@@ -62,4 +62,17 @@ def noise_floor(
         for path, gradient in gradients.items():
             if path in floors:
                 torch.maximum(floors[path], (gradient - exact[path]).abs_(), out=floors[path])
+    most = max((_product(local.inputs[path], gradient) for path, gradient in exact.items()), default=0.0)
+    for path, gradient in exact.items():
+        if not gradient.any():  # terms that cancel exactly here, shaken alike, and not in a kernel: one key's softmax
+            floors[path].fill_(eps * most / (_size(local.inputs[path]) or 1.0))
     return floors
+
+
+def _product(x: Tensor, gradient: Tensor) -> float:
+    """How much of the loss hangs on an input, in the loss's own unit: so that inputs can be compared."""
+    return _size(x) * _size(gradient)
+
+
+def _size(x: Tensor) -> float:
+    return float(torch.linalg.vector_norm(x.nan_to_num()))

@@ -27,6 +27,7 @@ from lightwell.show.table import draw_table
 from lightwell.show.units import json_ready, number
 
 KINDS = ("bfloat16", "float32")
+NOTHING = 1e-12  # of the whole gradient: what float64 leaves of terms that cancel, as in a softmax over one key
 HURTS = 0.3  # an error of this share of the gradient: beyond rounding, its direction begins to be lost
 RANDOM = 0.01  # of the loss: two runs of one step that differ by more draw random numbers
 
@@ -105,9 +106,14 @@ def precision_audit(model: nn.Module, loss: Callable[..., Tensor], *inputs: Any,
     for kind in KINDS:
         losses[kind], gradients[kind] = _step(model, loss, inputs, torch.float32, bf16=kind == "bfloat16")
     layers = []
+    whole = math.sqrt(sum(float(g.norm()) ** 2 for g in exact.values()))
     for name, g in exact.items():
         norm = float(g.norm())
-        error = {kind: _distance(gradients[kind][name], g, norm) for kind in KINDS}
+        none = norm <= NOTHING * whole
+        error = {
+            kind: _distance(gradients[kind][name], g, torch.finfo(getattr(torch, kind)).eps * whole if none else norm)
+            for kind in KINDS
+        }
         cosine = {kind: _cosine(gradients[kind][name], g, norm) for kind in KINDS}
         layers.append(Layer(name, norm, error, cosine))
     return Precision({**losses, "float64": truth}, layers, language)

@@ -92,8 +92,9 @@ def create(
     return open_run(run, need_checkpoint=False)
 
 
-def require_free(run: Path) -> None:
-    """Raise RunError unless `run` is missing, empty, or left by a run that ended before it had a config."""
+def require_free(run: Path, resumable: bool = True) -> None:
+    """Raise RunError unless `run` is missing, empty, or left by a run that ended before it had a config. The sentence
+    says how to go on with one that is `resumable`."""
     if not run.exists():
         return
     if not run.is_dir():
@@ -101,7 +102,9 @@ def require_free(run: Path) -> None:
     if (run / CONFIG).exists():
         raise RunError(
             f"expected a new folder for the run, got {run}, which holds one.",
-            f"Choose another --out, or go on with it: `{command('resume', run)}`.",
+            f"Choose another --out, or go on with it: `{command('resume', run)}`."
+            if resumable
+            else "Choose another --out.",
         )
     names = (path.name for path in run.iterdir())
     others = sorted(name for name in names if not name.startswith((".", DATABASE)) and name not in _OURS)
@@ -159,18 +162,19 @@ def is_run(path: Path) -> bool:
 
 def _require_parts(path: Path, need_checkpoint: bool) -> None:
     """Raise RunError naming the first thing that `path` lacks for being a run."""
-    hint = "`lightwell runs` lists what is in runs/."
+    hint, again = (
+        "`lightwell runs` lists what is in runs/.",
+        "Start it again with `lightwell pretrain ... --out` and the same arguments.",
+    )
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
         raise RunError(f"expected a run folder, got {path}, which {what}.", hint)
     for name in (CONFIG, TOKENIZER):
         if not safe_join(path, name).is_file():
-            raise RunError(f"expected a run folder, got {path}, which has no {name}.", hint)
+            begun = (path / ATTEMPT).exists() or (path / DATASET).exists()
+            raise RunError(f"expected a run folder, got {path}, which has no {name}.", again if begun else hint)
     if need_checkpoint and not list_checkpoints(path):
-        raise RunError(
-            f"expected a run with a checkpoint, got {path}, which has none yet.",
-            "Start it again with `lightwell pretrain ... --out` and the same arguments.",
-        )
+        raise RunError(f"expected a run with a checkpoint, got {path}, which has none yet.", again)
 
 
 def _upgraded(table: dict[str, Any], path: Path) -> dict[str, Any]:
