@@ -3,7 +3,8 @@
     python benchmarks/law.py run  --texts FILE ... --out POINTS.jsonl   # minutes per text on one thread
     python benchmarks/law.py fit  --out POINTS.jsonl                    # prints constants, errors and the table
 
-law_rows.jsonl holds the runs that the planner's constants for long texts are fitted to.
+law_rows.jsonl holds the runs that the planner's constants for long texts are fitted to. Those for short texts are older
+and better than what its runs on short texts give (LOG.md).
 
 A text FILE.txt may have its held-out part beside it as FILE-val.txt. Runs that POINTS.jsonl already holds are not made
 again.
@@ -28,9 +29,12 @@ from lightwell.data.dataset import open_dataset
 from lightwell.model.count import parameters_of_blocks
 from lightwell.planner.climb import MOST_EPOCHS
 from lightwell.planner.predict import (
+    LEAST_FAR,
     LEAST_LONG,
+    LONG,
     LONGEST_CONTEXT,
     PARAMETERS_PER_TOKEN,
+    SHORT,
     USUAL_CONTEXT,
     Law,
     effective_tokens,
@@ -114,7 +118,7 @@ def law(constants: Tensor, rows: list[dict[str, Any]]) -> Tensor:
     longer = column(lambda row: math.log2(min(context_of(row), LONGEST_CONTEXT) / USUAL_CONTEXT))  # doublings
     context = column(lambda row: row["farther"]) ** (tau * longer)
     vocabulary = column(lambda row: row["vocabulary"] / USUAL_VOCABULARY) ** (USUAL_NU * nu)
-    far = (column(lambda row: row["far"]) / USUAL_FAR) ** eta
+    far = (column(lambda row: max(row["far"], LEAST_FAR)) / USUAL_FAR) ** eta
     return counts**delta * context * vocabulary * far * (floor + lacking)
 
 
@@ -180,17 +184,19 @@ def fit(out: Path) -> None:
     """The law of long texts and of short ones."""
     too_often = MOST_EPOCHS + 1  # times through a text, as the planner has it
     rows = [row for row in read(out) if row["tokens"] < too_often * row["unique_tokens"]]
-    fit_one("LONG", [row for row in rows if row["unique_tokens"] >= LEAST_LONG])
-    fit_one("SHORT", [row for row in rows if row["unique_tokens"] < LEAST_LONG])
+    fit_one("LONG", LONG, [row for row in rows if row["unique_tokens"] >= LEAST_LONG])
+    fit_one("SHORT", SHORT, [row for row in rows if row["unique_tokens"] < LEAST_LONG])
 
 
-def fit_one(name: str, rows: list[dict[str, Any]]) -> None:
-    """Print the constants, and how far off texts are that are left out of the fit. Rows of sweep.py, which have
+def fit_one(name: str, known: Law, rows: list[dict[str, Any]]) -> None:
+    """Print how good the constants are that are `known`, those of a fit, and how far off texts are that are left out of the fit. Rows of sweep.py, which have
     `minutes`, also tell how good the choice between their sizes is."""
     if not rows:
         return
+    errors = off(torch.tensor(as_constants(known), dtype=torch.float64), rows)
+    print(f"\n{name} as the planner has it: {mean(errors):.1%} off on average, {max(map(abs, errors)):.1%} at most")
     constants = fitted(rows)
-    print(f"\n{name} = {as_law(constants)}")
+    print(f"{name} = {as_law(constants)}")
     errors = off(constants, rows)
     print(f"all texts in the fit: {mean(errors):.1%} off on average, {max(map(abs, errors)):.1%} at most")
     left_out: list[float] = []

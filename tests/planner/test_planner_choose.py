@@ -315,15 +315,15 @@ def test_a_rung_that_suits_a_text_badly_does_not_hide_the_one_below_it(fake_spee
 
 def test_a_busy_moment_does_not_decide_between_models(fake_speed, monkeypatch):
     """Timed alone, the best model seems slow; beside another one, in turns, it does not."""
-    quiet, measure = ladder.name_of(chosen(1200).config), climb.measure_step_seconds
+    quiet, measure = ladder.name_of(chosen(900).config), climb.measure_step_seconds
 
     def busy(config, device, **options):
         return measure(config, device) * (2 if ladder.name_of(config) == quiet else 1)
 
     monkeypatch.setattr(climb, "measure_step_seconds", busy)
-    assert ladder.name_of(chosen(1200).config) == quiet
+    assert ladder.name_of(chosen(900).config) == quiet
     monkeypatch.setattr(climb, "measure_in_turns", lambda *_: None)
-    assert ladder.name_of(chosen(1200).config) != quiet
+    assert ladder.name_of(chosen(900).config) != quiet
 
 
 def test_steps_in_turns_are_made_where_there_is_time_and_room(monkeypatch):

@@ -40,11 +40,12 @@ class Law(NamedTuple):
 
 
 LONG = Law(
-    alpha=0.344, beta=0.397, delta=1.04, kappa=2.07, E=0.81, N_c=0.00336, D_c=0.0299, tau=1.11, nu=0.151, eta=-0.681,
-    gamma=0.555,
+    alpha=0.344, beta=0.396, delta=1.06, kappa=2.09, E=0.808, N_c=0.00297, D_c=0.0286, tau=1.24, nu=0.148, eta=-0.702,
+    gamma=0.54,
 )  # fmt: skip
 SHORT = Law(alpha=0.502, beta=0.279, delta=0.988, kappa=0.466, E=0.639, N_c=0.0443, D_c=0.00764, tau=0.0, nu=0.0954)
 LEAST_LONG = 300_000  # tokens of a text that is not a short one
+LEAST_FAR = 0.7  # of all texts behind the law but one
 USUAL_CONTEXT, LONGEST_CONTEXT = 256, 1024  # tokens, of the runs behind the law
 PARAMETERS_PER_TOKEN = 64  # different tokens of the text: more parameters have nothing to learn from
 REPETITION = 15.4  # epochs after which repeating has lost most of its use
@@ -60,7 +61,7 @@ def predict_bits_per_byte(in_blocks: int, tokens: int, text: Text, context_lengt
     lacking = ((law.N_c / size) ** (law.alpha / law.beta) + phrases * law.D_c / new) ** law.beta
     context = text.farther ** (law.tau * math.log2(min(context_length, LONGEST_CONTEXT) / USUAL_CONTEXT))
     vocabulary = (text.vocabulary / USUAL_VOCABULARY) ** law.nu
-    far = (text.far / USUAL_FAR) ** law.eta
+    far = (max(text.far, LEAST_FAR) / USUAL_FAR) ** law.eta
     bits = text.difficulty**law.delta * vocabulary * context * far * (law.E * text.copying**law.kappa + lacking)
     return min(bits, text.guessing)
 
