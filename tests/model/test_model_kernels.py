@@ -84,6 +84,17 @@ def test_attend(shape, dtype):
 
 
 @needed
+def test_attend_where_there_are_more_threads_than_heads(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    inputs = [numbers(2, 3, 300, 16).detach().roll(n).requires_grad_() for n in range(3)]
+    assert fused.attends(inputs[0])
+    assert not fused.attends(numbers(1, 1, 2000, 4))
+    assert_agree(lambda *qkv: F.scaled_dot_product_attention(*qkv, is_causal=True), fused.attend, *inputs, close=2e-5)
+    monkeypatch.undo()
+    assert fused.attends(numbers(2, 2, 2000, 4)) == (torch.get_num_threads() <= 4)
+
+
+@needed
 def test_attend_to_heads_that_lie_apart():
     """As GPT-2 has them: queries, keys and values of a token side by side; and a gradient that is one number."""
 

@@ -17,6 +17,7 @@ from lightwell.planner.text import (
     overlaps,
     typical_text,
     with_copying,
+    with_repetition,
 )
 
 
@@ -187,3 +188,26 @@ def test_a_short_text_is_harder_to_count():
     short, long = typical_text(50_000), typical_text(10**9)
     assert short.tokens == 50_000
     assert short.difficulty > typical_text(10**6).difficulty > long.difficulty
+
+
+def test_what_stands_often_is_known_by_the_tokens_before_it(monkeypatch):
+    rng = np.random.default_rng(0)
+    header, pages = rng.integers(0, 9, 40), [rng.integers(0, 9, 60) for _ in range(30)]
+    train, val = (
+        np.concatenate([part for page in some for part in (header, page)]) for some in (pages[:20], pages[20:])
+    )
+    chances = ngram_chances(train, val, 9)
+    assert loss(with_repetition(chances, train, val)) < 0.9 * loss(chances)
+    other = rng.integers(9, 18, 500)
+    assert np.array_equal(with_repetition(chances, other, val), chances)
+    assert np.array_equal(with_repetition(chances[:1], train[:3], val[:3]), chances[:1])  # too short to look
+
+    monkeypatch.setattr("lightwell.planner.text.LONGER", (5,))
+    places = [
+        [at for at in range(5, len(train)) if (train[at - 5 : at] == val[n - 5 : n]).all()] for n in range(5, len(val))
+    ]
+    often = np.array([len(found) >= 4 for found in places])
+    shares = np.array([np.mean(train[found] == val[n]) for n, found in enumerate(places, 5) if len(found) >= 4])
+    expected, known = chances.copy(), chances[3:][often]
+    expected[3:][often] = min((known + w * (shares - known) for w in np.arange(0, 1, 0.05)), key=loss)
+    assert with_repetition(chances, train, val) == pytest.approx(expected)

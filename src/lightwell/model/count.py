@@ -16,6 +16,8 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
+import torch
+
 from lightwell.config.gpt import GPTConfig, ModelConfig
 from lightwell.model.attention import NARROW
 from lightwell.model.checks import known_vocab_size
@@ -162,14 +164,15 @@ def memory_bytes(
     s = _sizes(config)
     T = context_length or config.context_length
     N = batch_size * T
-    half = dtype_bytes < FLOAT32
     dropping = config.drop_rate > 0 if dropout is None else dropout
     weights = FLOAT32 * parameters(config)["total"]
     state = _optimizer_state(config, optimizer)
-    copies = (_hidden_matrices(s), s.V * s.C) if half else (0, 0)  # matrices in the products' dtype
+    copies = (_hidden_matrices(s), s.V * s.C) if dtype_bytes < FLOAT32 else (0, 0)  # matrices in the products' dtype
     block = N * _kept_by_block(s, T, dtype_bytes, dropping, device) + dtype_bytes * copies[0] // s.L
-    if kernels and device == "cpu" and half and not dropping and s.G == s.H and keeps_weights(batch_size, s.H, T):
-        block += batch_size * s.H * kept_weights(T) * dtype_bytes
+    products = torch.bfloat16 if dtype_bytes < FLOAT32 else torch.float32
+    ours = kernels and device == "cpu" and not dropping and s.G == s.H
+    if ours and keeps_weights(batch_size, s.H, T, products):
+        block += batch_size * s.H * kept_weights(T, products)
     stream = N * s.C * FLOAT32  # one residual stream: a block's input, or its gradient
     blocks = s.L * (stream if checkpoint_activations else block)
     around = N * _kept_around_blocks(s, dtype_bytes, dropping, device) + dtype_bytes * copies[1]

@@ -2,7 +2,8 @@
 
 Sequences of three tokens are counted and held to the held-out part: about what a small model knows after a minute.
 
-    difficulty  the loss of these counts, in bits per byte
+    difficulty  the loss of these counts, in bits per byte, where longer sequences count that stand there often: headers
+                and footers of pages, licences
     copying     the loss where what stands nearby may be copied too, over `difficulty`: attention learns to copy
     far         that loss over the one where only the last NEAR tokens may be copied: from far off is learned later
     farther     the same over the last HALFWAY tokens: what a longer context is worth
@@ -29,6 +30,7 @@ USUAL_VOCABULARY, USUAL_FAR, USUAL_FARTHER, USUAL_PHRASES = 512, 0.86, 0.97, 1.2
 ORDER = 3  # tokens in a row that are counted
 NEAR, HALFWAY, NEARBY = 32, 250, 500  # tokens back to copy from
 LONGEST = 4  # tokens that are compared to find the place
+LONGER, OFTEN = (5, 12), 4  # tokens before one, and how often they stand there, to know what follows
 PASSAGE = 32  # tokens in a row that are no chance
 MUCH_OVERLAP = 0.1  # from here on a held-out loss tells less about new text
 
@@ -65,6 +67,7 @@ def describe(dataset: Dataset) -> Text:
     nats, (overlap, once) = loss(chances), overlaps(train, val)
     if overlap > MUCH_OVERLAP and not once.all():  # counting keeps all that was read once, a small model about half
         nats = (nats + loss(ngram_chances(train[~once], val, vocab_size))) / 2
+    nats *= loss(with_repetition(chances, train, val)) / max(1e-9, loss(chances))
     nats_per_bit_per_byte = math.log(2) * bytes_per_token
     return Text(
         len(dataset.train),
@@ -119,6 +122,21 @@ def discounts(counts: np.ndarray) -> np.ndarray:
     return np.array([0, *(np.clip(d, 0.05, n - 0.001) for n, d in enumerate(taken, 1))])
 
 
+def with_repetition(chances: np.ndarray, train: np.ndarray, val: np.ndarray) -> np.ndarray:
+    """The chances of the last tokens of `val`, (n,), where the tokens before them stand OFTEN times or more in `train`:
+    the share of those places that go on in the same way is mixed in, as much of it as helps most."""
+    mixed = chances.copy()
+    for length in LONGER:
+        if min(len(train), len(val)) <= length:
+            break
+        known = mixed[length - len(val) :]  # what has so many tokens before it
+        places = _times(window_hashes(train, length)[:-1], window_hashes(val, length)[:-1])
+        often = places >= OFTEN
+        right = _times(window_hashes(train, length + 1), window_hashes(val, length + 1)[often])
+        known[often] = _best_mixture(known[often], right / places[often])
+    return mixed
+
+
 def with_copying(chances: np.ndarray, ids: np.ndarray, reaches: Sequence[int]) -> list[np.ndarray]:
     """The chances of `ids`, both (n,), where a token may be copied from so many tokens back, for each of the growing
     `reaches`: (rows, PIECE), one piece each.
@@ -151,9 +169,24 @@ def _mixed(chances: np.ndarray, places: np.ndarray, right: np.ndarray) -> np.nda
     for n_places, n_right in zip(places, right):
         seen = n_places > 0
         if seen.any():
-            known, share = mixed[seen], n_right[seen] / n_places[seen]
-            mixed[seen] = min((known + weight * (share - known) for weight in np.arange(0, 1, 0.05)), key=loss)
+            mixed[seen] = _best_mixture(mixed[seen], n_right[seen] / n_places[seen])
     return mixed
+
+
+def _best_mixture(chances: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """As much of `shares` in `chances` as makes the loss smallest."""
+    if not len(chances):
+        return chances
+    return min((chances + weight * (shares - chances) for weight in np.arange(0, 1, 0.05)), key=loss)
+
+
+def _times(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """How often each of `wanted` (n,) is among `found` (m,)."""
+    if not len(wanted):
+        return np.zeros(0, np.int64)
+    keys, place = np.unique(wanted, return_inverse=True)
+    at = np.minimum(np.searchsorted(keys, found), len(keys) - 1)
+    return np.bincount(at[keys[at] == found], minlength=len(keys))[place]
 
 
 def overlaps(train: np.ndarray, val: np.ndarray) -> tuple[float, np.ndarray]:

@@ -26,10 +26,9 @@ from torch.autograd.function import once_differentiable
 
 from lightwell.model.kernels.build import library
 
-DTYPES = (torch.float32, torch.bfloat16)
 PARTS = 16  # in which sums over rows are made, as in rows.c
-BLOCK = 256  # queries at a time of attention in bfloat16
-SHORT, KEPT = 1024, 2**26  # tokens, and weights (B, H, T, T), up to which its weights are kept
+BLOCKS = {torch.float32: 128, torch.bfloat16: 256}  # queries at a time of attention by products
+SHORT, KEPT = 1024, 2**26  # tokens, and weights (B, H, T, T), up to which it keeps them
 LONGEST = 250_000  # numbers of a row, of which C keeps up to three on its stack
 _on = ContextVar("fused", default=False)  # of this thread
 
@@ -52,8 +51,8 @@ def usable(*alike: Tensor, gains: tuple[Tensor, ...] = ()) -> bool:
         not torch.compiler.is_compiling()
         and _on.get()
         and first.shape[-1] <= LONGEST
-        and first.dtype in DTYPES
-        and _product_dtype(first) in DTYPES
+        and first.dtype in BLOCKS
+        and _product_dtype(first) in BLOCKS
         and all(t.device.type == "cpu" and t.dtype == first.dtype and t.shape == first.shape for t in alike)
         and all(g.device.type == "cpu" and g.dtype == torch.float32 and g.is_contiguous() for g in gains)
     )
@@ -73,26 +72,30 @@ def heads(
 
 
 def attends(q: Tensor) -> bool:
-    """Whether `attend` is for so many queries (B, H, T, D): in bfloat16 for short windows, in float32 if there is a
-    head for each thread."""
+    """Whether `attend` is for so many queries (B, H, T, D): in float32 if there is a head for each thread, and else for
+    short windows."""
     B, H, T, _ = q.shape
-    return torch.get_num_threads() <= B * H if q.dtype == torch.float32 else keeps_weights(B, H, T)
+    return _in_c(B * H, q.dtype) or keeps_weights(B, H, T, q.dtype)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention, all (B, H, T, D) of one dtype: in float32 in C, in bfloat16 as products of matrices, which
-    processors with matrix units are made for; up to (B, H, T, T) weights are kept then."""
-    return (_Attention if q.dtype == torch.float32 else _AttentionByProducts).apply(q, k, v)
+    """Causal attention, all (B, H, T, D) of one dtype: in float32 in C, a head in each thread. In bfloat16 as products of
+    matrices, which processors with matrix units are made for; up to (B, H, T, T) weights are kept then."""
+    return (_Attention if _in_c(q.shape[0] * q.shape[1], q.dtype) else _AttentionByProducts).apply(q, k, v)
 
 
-def keeps_weights(B: int, H: int, T: int) -> bool:
-    """Whether attention in bfloat16 is our own, which keeps its weights."""
-    return T <= SHORT and B * H * T * T <= KEPT
+def keeps_weights(B: int, H: int, T: int, dtype: torch.dtype) -> bool:
+    """Whether our own attention is one that keeps its weights."""
+    return not _in_c(B * H, dtype) and T <= SHORT and B * H * T * T <= KEPT
 
 
-def kept_weights(T: int) -> int:
-    """How many it keeps of each head of a sequence of T tokens."""
-    return sum((rows.stop - rows.start) * rows.stop for rows in _blocks(T))
+def kept_weights(T: int, dtype: torch.dtype) -> int:
+    """Bytes of them for each head of a sequence of T tokens."""
+    return dtype.itemsize * sum((rows.stop - rows.start) * rows.stop for rows in _blocks(T, BLOCKS[dtype]))
+
+
+def _in_c(heads: int, dtype: torch.dtype) -> bool:
+    return dtype == torch.float32 and heads >= torch.get_num_threads()
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -195,7 +198,7 @@ class _AttentionByProducts(torch.autograd.Function):
         q, k, v = (head.reshape(-1, *shape[2:]) for head in heads)  # (B H, T, D)
         y, kept = torch.empty_like(q), []
         with torch.autocast("cpu", enabled=False):
-            for rows in _blocks(q.shape[1]):
+            for rows in _blocks(q.shape[1], BLOCKS[q.dtype]):
                 weights = q[:, rows] @ k[:, : rows.stop].mT
                 _call("causal_softmax", _numbers(weights), ctypes.c_float(scale), *weights.shape)
                 y[:, rows] = weights @ v[:, : rows.stop]
@@ -211,7 +214,7 @@ class _AttentionByProducts(torch.autograd.Function):
         g, d_q = g.reshape(q.shape), torch.empty_like(q)
         d_k, d_v = torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
         with torch.autocast("cpu", enabled=False):
-            for rows, weights in zip(_blocks(q.shape[1]), kept):
+            for rows, weights in zip(_blocks(q.shape[1], BLOCKS[q.dtype]), kept):
                 seen = slice(rows.stop)
                 d_scores = g[:, rows] @ v[:, seen].mT
                 written = _numbers(weights), _numbers(d_scores)
@@ -313,9 +316,9 @@ def _room(T: int, D: int) -> Tensor:
     return torch.empty(torch.get_num_threads(), kernels.attention_room(ctypes.c_long(T), ctypes.c_long(D)))
 
 
-def _blocks(T: int) -> list[slice]:
+def _blocks(T: int, some: int) -> list[slice]:
     """Of T queries, in `_AttentionByProducts`."""
-    return [slice(at, min(at + BLOCK, T)) for at in range(0, T, BLOCK)]
+    return [slice(at, min(at + some, T)) for at in range(0, T, some)]
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:
