@@ -189,8 +189,8 @@ def fit(out: Path) -> None:
 
 
 def fit_one(name: str, known: Law, rows: list[dict[str, Any]]) -> None:
-    """Print how good the constants are that are `known`, those of a fit, and how far off texts are that are left out of the fit. Rows of sweep.py, which have
-    `minutes`, also tell how good the choice between their sizes is."""
+    """Print how good the constants are that are `known`, those of a fit, and how far off texts are that are left
+    out of the fit. Rows of sweep.py, which have `minutes`, also tell how good the choice between their sizes is."""
     if not rows:
         return
     errors = off(torch.tensor(as_constants(known), dtype=torch.float64), rows)

@@ -79,8 +79,8 @@ def attends(q: Tensor) -> bool:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention, all (B, H, T, D) of one dtype: in float32 in C, a head in each thread. In bfloat16 as products of
-    matrices, which processors with matrix units are made for; up to (B, H, T, T) weights are kept then."""
+    """Causal attention, all (B, H, T, D) of one dtype: in float32 in C, a head in each thread; in bfloat16 as products
+    of matrices, which processors with matrix units are made for, and up to (B, H, T, T) weights are kept."""
     return (_Attention if _in_c(q.shape[0] * q.shape[1], q.dtype) else _AttentionByProducts).apply(q, k, v)
 
 
