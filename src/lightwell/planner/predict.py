@@ -40,8 +40,8 @@ class Law(NamedTuple):
 
 
 LONG = Law(
-    alpha=0.345, beta=0.398, delta=1.03, kappa=1.97, E=0.822, N_c=0.00318, D_c=0.0319, tau=1.1, nu=0.129, eta=-0.638,
-    gamma=1.07,
+    alpha=0.345, beta=0.398, delta=1.02, kappa=1.97, E=0.823, N_c=0.00324, D_c=0.0318, tau=1.09, nu=0.129, eta=-0.623,
+    gamma=1.01,
 )  # fmt: skip
 SHORT = Law(alpha=0.502, beta=0.279, delta=0.988, kappa=0.466, E=0.639, N_c=0.0443, D_c=0.00764, tau=0.0, nu=0.0954)
 LEAST_LONG = 300_000  # tokens of a text that is not a short one
