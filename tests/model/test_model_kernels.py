@@ -111,6 +111,19 @@ def test_attend_to_heads_that_lie_apart():
 
 
 @needed
+def test_attention_has_its_room_whatever_the_default_dtype_is(monkeypatch):
+    asked, empty = [], torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *sizes, **options: asked.append(options) or empty(*sizes, **options))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        fused.attend(*(numbers(1, 2, 70, 16, dtype=torch.float32) for _ in range(3)))
+    finally:
+        torch.set_default_dtype(before)
+    assert asked == [{"dtype": torch.float32, "device": "cpu"}]
+
+
+@needed
 def test_attend_to_scores_far_apart():
     """Where softmax leaves nothing but one token, and where what comes later would be the largest by far."""
     q, k, v = (numbers(1, 2, 130, 16).detach().roll(n) for n in range(3))

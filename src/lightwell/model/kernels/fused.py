@@ -313,7 +313,8 @@ def _room(T: int, D: int) -> Tensor:
     kernels = library()
     assert kernels is not None
     kernels.attention_room.restype = ctypes.c_long
-    return torch.empty(torch.get_num_threads(), kernels.attention_room(ctypes.c_long(T), ctypes.c_long(D)))
+    each = kernels.attention_room(ctypes.c_long(T), ctypes.c_long(D))
+    return torch.empty(torch.get_num_threads(), each, dtype=torch.float32, device="cpu")  # whatever the defaults are
 
 
 def _blocks(T: int, some: int) -> list[slice]:
