@@ -58,5 +58,4 @@ def can_compile(device: Device) -> bool:
 
 def measure_compiled(config: RunConfig, device: Device, rounds: int = 3) -> tuple[float, float]:
     """(seconds until the first compiled step is done, seconds of a whole step after that)."""
-    found = step_of_parts(config, device, rounds, math.inf, compile=True)
-    return found.warm, found.step
+    return step_of_parts(config, device, rounds, math.inf, compile=True)

@@ -121,7 +121,7 @@ def assemble(
         def alive(done: int, total: int | None, what: str) -> None:
             world.at(state.step, f"{what}, {done} tokens done")
 
-        with device.autocast(), fused(device.kind == "cpu"):
+        with device.autocast(), fused():
             return evaluate_stream(model, dataset.val, dataset.tokenizer, max_tokens=max_tokens, progress=alive)
 
     return Training(
@@ -215,7 +215,7 @@ def time_a_step(
             start, done = time.perf_counter(), 0
             try:
                 for ids, targets in zip(batch.ids.split(micro_batch_size), batch.targets.split(micro_batch_size)):
-                    with device.autocast(), fused(device.kind == "cpu" and not replicas.compiled):
+                    with device.autocast(), fused(not replicas.compiled):
                         loss_sum, _ = replicas.forward(to(ids, device), to(targets, device))
                         loss_sum.backward()
                     done += len(ids)

@@ -114,18 +114,18 @@ class Saver:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if kind is None:
-            self.world.on_main(self._close)  # if the last save fails, no other process goes on to what follows it
-        else:
-            self._close(kind, error, at)
+        def close() -> None:
+            if self._writer is not None:
+                try:
+                    self._writer.__exit__(kind, error, at)
+                finally:
+                    self._drain()
+                    self.record.flush(durable=True)
 
-    def _close(self, *error: Any) -> None:
-        if self._writer is not None:
-            try:
-                self._writer.__exit__(*(error or (None, None, None)))
-            finally:
-                self._drain()
-                self.record.flush(durable=True)
+        if kind is None:
+            self.world.on_main(close)  # if the last save fails, no other process goes on to what follows it
+        else:
+            close()
 
     def _on_event(self, step: int, kind: str, details: dict[str, Any]) -> None:
         self._happened.put((step, kind, details))  # in the writing thread

@@ -53,14 +53,14 @@ def train_step(
     batch: `ids` and `targets` (B, T), targets -100 where none counts. `seed` and `step` fix the dropout masks.
     """
     n_targets = world.sum((batch.targets != IGNORE).sum()).item()  # before the batch moves: no wait for the device
-    losses, on_cpu = [], device.kind == "cpu" and not replicas.compiled
+    losses = []
     parts = split(batch, micro_batch_size)
     for observer in observers:
         observer.before_forward(replicas.model, batch)
     for number, (ids, targets) in enumerate(parts):
         world.at(step, f"micro-batch {number + 1} of {len(parts)}")
         torch.manual_seed(fold(seed, "dropout", step, world.rank, number))
-        with replicas.communicate(when=number == len(parts) - 1), device.autocast(), fused(on_cpu):
+        with replicas.communicate(when=number == len(parts) - 1), device.autocast(), fused(not replicas.compiled):
             loss_sum, _ = replicas.forward(to(ids, device), to(targets, device))
             share = loss_sum / n_targets
             (share * world.size).backward()  # replicas average their gradients; we want the sum

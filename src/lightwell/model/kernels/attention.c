@@ -39,7 +39,8 @@ static inline long least(long a, long b) {
     return a < b ? a : b;
 }
 
-/* c = a b, or with `more` c += a b: a (ROWS, n) with steps of `down` and `along`, b (n, PANEL), rows of c `width` apart. */
+/* c = a b, or with `more` c += a b: a (ROWS, n) with steps of `down` and `along`, b (n, PANEL); c's rows are `width`
+   apart. */
 static inline void tile(
     const float *a, long down, long along, const float *b, long n, float *c, long width, int more) {
     Lanes sum[ROWS][2];
@@ -102,7 +103,8 @@ static inline void scores_of(
 static inline void weighted(
     const float *weights, const float *x, long first, long rows, long T, long n, float *out, long wide) {
     for (long i = 0; i < n; i += PANEL, x += T * PANEL)
-        for (long t = 0; t < rows; t += ROWS) tile(weights + t * wide, wide, 1, x, first + t + ROWS, out + t * n + i, n, 0);
+        for (long t = 0; t < rows; t += ROWS)
+            tile(weights + t * wide, wide, 1, x, first + t + ROWS, out + t * n + i, n, 0);
 }
 
 /* to (T, n) += transpose of weights, times x (rows, n) in panels of QUERIES rows: what these queries leave to all that
@@ -180,7 +182,8 @@ void attention_backward(
         memset(sum_v, 0, tall * full * sizeof(float));
         for (long first = 0; first < T; first += QUERIES) {
             long n = least(QUERIES, T - first), rows = up_to(ROWS, n);
-            const float *q_here = of_head(q, s, head) + first * q.token, *g_here = of_head(g, s, head) + first * g.token;
+            const float *q_here = of_head(q, s, head) + first * q.token;
+            const float *g_here = of_head(g, s, head) + first * g.token;
             in_rows(q_here, q.token, n, D, scale, queries);
             in_panels(q_here, q.token, n, D, scale, queries_b, QUERIES);
             in_rows(g_here, g.token, n, D, 1, above);

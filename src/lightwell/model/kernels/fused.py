@@ -36,7 +36,7 @@ _on = ContextVar("fused", default=False)  # of this thread
 @contextmanager
 def fused(wanted: bool = True) -> Iterator[None]:
     """Within this context the model takes the fast twins, where they can be had."""
-    before = _on.set(wanted and library() is not None)
+    before = _on.set(wanted)
     try:
         yield
     finally:
@@ -55,6 +55,7 @@ def usable(*alike: Tensor, gains: tuple[Tensor, ...] = ()) -> bool:
         and _product_dtype(first) in BLOCKS
         and all(t.device.type == "cpu" and t.dtype == first.dtype and t.shape == first.shape for t in alike)
         and all(g.device.type == "cpu" and g.dtype == torch.float32 and g.is_contiguous() for g in gains)
+        and library() is not None  # last: it is built when it is first asked for, and a GPU needs none
     )
 
 
