@@ -240,12 +240,68 @@ def test_norms_of_what_is_normalised_already():
     assert "not checkable" not in verdicts(t).values()
 
 
+class Similar(nn.Module):
+    """Cosine similarity, whose norms are clamped where autograd does not look."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return F.cosine_similarity(self.layer(x), x, dim=-1)
+
+
+class Recurrent(nn.Module):
+    """A GRU, whose pieces of one storage are written to one by one."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.GRU(4, 5, batch_first=True)
+
+    def forward(self, x):
+        return self.layer(x)[0]
+
+
+class Penalised(nn.Module):
+    """A layer and how steep it is: a derivative of a derivative, which reads what the first one saved."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = x.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(self.layer(x).tanh().sum(), x, create_graph=True)
+        return slope
+
+
+@pytest.mark.parametrize("module", [Similar, Recurrent, Penalised, lambda: nn.Sequential(nn.Linear(4, 4), nn.RReLU())])
+def test_writes_that_autograd_does_not_follow_are_not_accused(module):
+    torch.manual_seed(0)
+    net = module()
+    with lightwell.trace() as t:
+        net(numbers(2, 3, 4)).square().mean().backward()
+    verification = t.verify()
+    last = max(row.backward_pass for row in verification.rows)
+    assert {row.verdict for row in verification.rows if row.backward_pass == last} == {"agree"}
+    assert verification.rows[-1].kind == "whole function"
+
+
 def test_a_gradient_that_is_anothers_by_convention_is_left_to_the_whole_function():
     scores, text, lengths = weight(12, 2, 6), torch.tensor([[1, 2, 3], [5, 4, 1]]), torch.tensor([12, 12])
     with lightwell.trace() as t:
         F.ctc_loss(scores.log_softmax(-1), text, lengths, torch.tensor([3, 3])).backward()
     found = verdicts(t)
     assert found.pop("_ctc_loss") == "not checkable"
+    assert set(found.values()) == {"agree"}
+
+
+def test_gradients_of_matrices_that_stay_symmetric_are_left_to_the_whole_function():
+    w = weight(4, 4)
+    with lightwell.trace() as t:
+        torch.linalg.cholesky(w @ w.T + torch.eye(4)).sum().backward()
+    found = verdicts(t)
+    assert found.pop("linalg_cholesky_ex") == "not checkable"
     assert set(found.values()) == {"agree"}
 
 

@@ -209,6 +209,7 @@ def replay(trace: Trace, index: int, changed: Mapping[int, Callable[[Tensor], Te
         on_path = {p: v for p, v in operation.inputs.items() if (operation.id, p) in edges}
         touched = {p: v for p, v in on_path.items() if v.id in fresh or v.id in changed}
         if not touched:
+            fresh |= _handed_on(operation, fresh)
             continue
         if operation.kind == "function" and not gives_what_it_gave(operation, Local.of(operation)):
             raise TraceError(
@@ -219,3 +220,17 @@ def replay(trace: Trace, index: int, changed: Mapping[int, Callable[[Tensor], Te
         if result.id in fresh:
             return fresh[result.id]
     raise TraceError(f"expected the changed values to reach {result.title}, got no path to it.")
+
+
+def _handed_on(operation: Operation, fresh: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    """What changes along with the input of a kernel that autograd does not see: a value that is detached and then put
+    back into the graph (what a node saved, read by a derivative of it), and one that is written to under no_grad
+    (`F.cosine_similarity` clamps its norms so), whose gradient is handed on as if nothing had been added."""
+    before, after = operation.inputs.get((0,)), next(iter(operation.outputs), None)
+    if before is None or after is None or before.id not in fresh:
+        return {}
+    if operation.name == "detach":
+        return {after.id: fresh[before.id]}
+    if before.source is after.source:
+        return {after.id: fresh[before.id] + (after.read().double() - before.read().double())}
+    return {}

@@ -259,6 +259,9 @@ class Values:
         self._shown_at.pop(key, None)
         if values is None:
             return
+        if apart := [value for value in values if _is_apart(value.source, tensor)]:
+            self._by_storage[key] = apart
+            values = [value for value in values if value not in apart]
         self._writer[key] = writer
         for value in values:
             self._leave(value)
@@ -357,6 +360,18 @@ def _geometry(tensor: Tensor) -> tuple[Any, ...]:
 
 def _version_of(tensor: Tensor) -> int | None:
     return None if tensor.is_inference() else tensor._version
+
+
+def _is_apart(tensor: Tensor | None, written: Tensor) -> bool:
+    """Whether autograd knows nothing of the storage that two tensors share, and they share no element of it: pieces of
+    `unsafe_split`, which an nn.GRU writes to one by one."""
+    if tensor is None or tensor is written or tensor._is_view() or written._is_view() or tensor.dtype != written.dtype:
+        return False
+    with _disable_current_modes(), torch.no_grad():
+        size = written.untyped_storage().nbytes() // written.element_size()
+        marked = torch.zeros(size, dtype=torch.bool)
+        marked.as_strided(written.shape, written.stride(), written.storage_offset()).fill_(True)
+        return not marked.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).any()
 
 
 def _copy_out(values: list[Value], written: Tensor) -> None:

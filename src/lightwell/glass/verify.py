@@ -46,7 +46,12 @@ from lightwell.glass.wording import say
 
 Verdict = Literal["agree", "disagree", "not checkable", "not run"]
 Progress = Callable[[int, int | None, str], None]
-BY_CONVENTION = {"_ctc_loss", "_cudnn_ctc_loss"}  # on purpose they go back through log-softmax as well
+BY_CONVENTION = {  # gradients that on purpose are not the slopes of the operation by itself
+    "_ctc_loss": "before_softmax",
+    "_cudnn_ctc_loss": "before_softmax",
+    "linalg_cholesky_ex": "symmetric",
+    "_linalg_eigh": "symmetric",
+}
 
 
 @dataclass(frozen=True)
@@ -188,7 +193,7 @@ class _Check:
         if not any(inputs[p].is_float for p in captured if p in inputs):
             return self._row(operation, flow.index, "not checkable", reason="discrete")
         if operation.name in BY_CONVENTION:
-            return self._row(operation, flow.index, "not checkable", reason="convention")
+            return self._row(operation, flow.index, "not checkable", reason=BY_CONVENTION[operation.name])
         if any(v.dtype.is_complex for v in (*inputs.values(), *operation.outputs)):
             return self._row(operation, flow.index, "not checkable", reason="complex")
         dtypes = [v.dtype for v in (*inputs.values(), *flow.upstream, *flow.downstream.values()) if v is not None]
