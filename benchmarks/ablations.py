@@ -19,6 +19,7 @@ from torch import nn
 
 import small_runs
 from lightwell.config.run import RunConfig, changed
+from lightwell.data.dataset import open_dataset
 from lightwell.data.prepare import prepare
 from lightwell.model.init import WRITES_TO_STREAM
 from lightwell.planner.choose import with_rates
@@ -90,13 +91,12 @@ def run(text: Path, out: Path, only: str | None, made: set[tuple[str, str, int]]
     place = out.parent / f"{out.stem}-data"
     if not place.exists():
         prepare([text], place, tokenizer="bpe", vocab_size=4096)
-    dataset = small_runs.open_dataset(place)
+    dataset = open_dataset(place)
     for seed in SEEDS:
         for name, variant in VARIANTS.items():
             for size, tokens in SIZES:
                 if (name, size, seed) in made or only not in (None, f"{name}/{size}/{seed}"):
                     continue
-                torch.manual_seed(seed)
                 sections = {key: dict(values) for key, values in variant.sections.items()} | {"run": {"seed": seed}}
                 config = small_runs.config_of(size, dataset, **sections)
                 if variant.rates != 1:

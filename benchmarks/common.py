@@ -8,6 +8,8 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,28 @@ def run_side(
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def pretrain_and_evaluate(text: str | Path, val: str | Path | None, minutes: float, *settings: str) -> dict[str, Any]:
+    """`lightwell pretrain` in a process of its own, and its result, with the seconds it took ("seconds") and those that
+    the host gave to others meanwhile ("stolen"); "heldout" is `lightwell evaluate` on all of the held-out part."""
+    with tempfile.TemporaryDirectory() as parent:
+        out = f"{parent}/run"
+        asked = ["pretrain", str(text), "--minutes", str(minutes), "--out", out, "--json"]
+        asked += ["--val", str(val)] if val else []
+        asked += [part for setting in settings for part in ("--set", setting)]
+        start, stolen = time.perf_counter(), stolen_seconds()
+        found = lightwell(*asked)
+        took = {"seconds": round(time.perf_counter() - start, 1), "stolen": round(stolen_seconds() - stolen, 1)}
+        return found | took | {"heldout": lightwell("evaluate", out, "--json")}
+
+
+def lightwell(*arguments: str) -> dict[str, Any]:
+    """What a command prints with --json. Raises RuntimeError where it fails."""
+    done = subprocess.run([sys.executable, "-m", "lightwell", *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"lightwell {' '.join(arguments)}\n{done.stderr}")
+    return json.loads(done.stdout)
 
 
 def in_turns(sides: dict[str, Any], rounds: int) -> dict[str, list[dict[str, Any]]]:

@@ -25,7 +25,7 @@ def one(name: str, family: str) -> dict[str, float]:
     """Estimate and peak of one size, in this process."""
     import torch
 
-    from lightwell.config.run import parse
+    from lightwell.config.run import changed, parse
     from lightwell.planner.fit import step_memory
     from lightwell.planner.step_time import Trial
     from lightwell.runtime.allocator import keep_freed_memory
@@ -46,20 +46,8 @@ def one(name: str, family: str) -> dict[str, float]:
         }
     )
     device = choose_device("cpu")
-    tiny = parse(
-        {
-            "model": {
-                "family": family,
-                "vocab_size": 300,
-                "n_layers": 1,
-                "emb_dim": 16,
-                "n_heads": 1,
-                "context_length": 8,
-            },
-            "train": {"batch_size": 1},
-            "optimizer": {"name": optimizer},
-        }
-    )
+    sizes = {"vocab_size": 300, "n_layers": 1, "emb_dim": 16, "n_heads": 1, "context_length": 8}
+    tiny = changed(config, model=sizes, train={"batch_size": 1})
     Trial(tiny, device, 1).step()  # loads what a step needs of the libraries
     before = peak_bytes() or 0
     trial = Trial(config, device, batch)

@@ -11,11 +11,7 @@ ladder, fixed by hand, for the same minutes: a text and a budget then take ten t
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
 
 import common
@@ -27,28 +23,14 @@ TOKENS_PER_STEP = 4096
 
 
 def pretrain(text: str, minutes: float, val: str | None, *settings: str) -> dict:
-    """One run; held-out bits per byte of `lightwell evaluate`, on all of the held-out part."""
-    with tempfile.TemporaryDirectory() as parent:
-        command = [sys.executable, "-m", "lightwell"]
-        asked = ["pretrain", text, "--minutes", str(minutes), "--out", f"{parent}/run", "--json"]
-        asked += ["--val", val] if val else []
-        asked += [part for setting in settings for part in ("--set", setting)]
-        start, stolen = time.perf_counter(), common.stolen_seconds()
-        done = subprocess.run([*command, *asked], capture_output=True, text=True)
-        seconds, stolen = time.perf_counter() - start, common.stolen_seconds() - stolen
-        if done.returncode:
-            raise RuntimeError(done.stderr)
-        shown = subprocess.run([*command, "evaluate", f"{parent}/run", "--json"], capture_output=True, text=True)
-        found, measured = json.loads(done.stdout), json.loads(shown.stdout)
-        return {
-            "bits_per_byte": measured["bits_per_byte"],
-            "standard_error": measured["standard_error"],
-            "predicted": found["predicted"]["bits_per_byte"],
-            "parameters": found["parameters"],
-            "tokens": found["tokens"],
-            "seconds": round(seconds, 1),
-            "stolen": round(stolen, 1),
-        }
+    """One run, in a few figures."""
+    found = common.pretrain_and_evaluate(text, val, minutes, *settings)
+    same = ("parameters", "tokens", "seconds", "stolen")
+    return {
+        "bits_per_byte": found["heldout"]["bits_per_byte"],
+        "standard_error": found["heldout"]["standard_error"],
+        "predicted": found["predicted"]["bits_per_byte"],
+    } | {key: found[key] for key in same}
 
 
 def main() -> None:

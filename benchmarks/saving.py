@@ -36,13 +36,13 @@ def main() -> None:
     print(common.machine())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        pretrain(folder, "data", 1, "checkpoint.keep=1")  # prepares the text
+        pretrain(folder, "data", 1)  # prepares the text
         data = next((folder / "data").glob("dataset*"))
-        often, never = f"checkpoint.every={max(1, args.steps // 50)}", f"checkpoint.every={NEVER}"
+        often = max(1, args.steps // 50)
         training = {
-            "with saves": lambda: pretrain(folder, "with", args.steps, often, data=data),
-            "without": lambda: pretrain(folder, "without", args.steps, never, data=data),
-            "two processes": lambda: pretrain(folder, "two", args.steps, never, data=data, processes=2),
+            "with saves": lambda: pretrain(folder, "with", args.steps, every=often, data=data),
+            "without": lambda: pretrain(folder, "without", args.steps, data=data),
+            "two processes": lambda: pretrain(folder, "two", args.steps, data=data, processes=2),
         }
         found = common.in_turns(training, args.rounds)
         saved = common.in_turns(
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def pretrain(
-    folder: Path, name: str, steps: int, *settings: str, data: Path | None = None, processes: int = 1
+    folder: Path, name: str, steps: int, *, every: int = NEVER, data: Path | None = None, processes: int = 1
 ) -> dict[str, float]:
     """One run through the command; how long it took, its median tokens/s and how many checkpoints it wrote."""
     out = folder / f"{name}-{time.time_ns()}" if data else folder / name
@@ -68,14 +68,13 @@ def pretrain(
         command[2:3] = [*torchrun, "lightwell"]
     if data:
         command.insert(command.index("pretrain") + 1, str(data))
-    for setting in (*SHAPE, f"train.eval_every={NEVER}", *settings):
+    for setting in (*SHAPE, f"train.eval_every={NEVER}", f"checkpoint.every={every}"):
         command += ["--set", setting]
     start = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"})
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
     told = json.loads(done.stdout.strip().splitlines()[-1])
-    every = next(int(s.split("=")[1]) for s in (*settings, "=1") if s.startswith("checkpoint.every") or s == "=1")
     rate = told["tokens_per_second"] or 0.0
     return {"seconds": time.perf_counter() - start, "tokens_per_second": rate, "saves": steps // every}
 

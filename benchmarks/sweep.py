@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from lightwell.planner.ladder import LADDER as RUNGS
 from lightwell.planner.predict import predict_bits_per_byte
 from lightwell.planner.reading import slowness, vocab_size_for
 from lightwell.planner.step_time import Trial
-from lightwell.planner.text import Text
+from lightwell.planner.text import TextStatistics
 from lightwell.runtime.allocator import keep_freed_memory
 from lightwell.runtime.device import choose_device
 from lightwell.runtime.peak import measure_peak_flops
@@ -59,7 +60,9 @@ def run(texts: list[Path], minutes: float, sizes: list[str], out: Path) -> None:
 
 
 def predicted(row: dict[str, Any]) -> float:
-    text = Text(row["unique_tokens"], row["difficulty"], row["copying"], row["vocabulary"])
+    """What the planner would expect of it, by all that the row tells of its text."""
+    known = {field.name for field in fields(TextStatistics)} & set(row) - {"tokens"}
+    text = TextStatistics(row["unique_tokens"], **{key: row[key] for key in known})
     return predict_bits_per_byte(row["in_blocks"], row["tokens"], text, law.context_of(row))
 
 

@@ -11,39 +11,15 @@ held-out bits_per_byte.
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
-import subprocess
-import sys
-import tempfile
-import time
 from pathlib import Path
 
 import common
 
 
 def ours(data: Path, minutes: float) -> dict:
-    with tempfile.TemporaryDirectory() as parent:
-        start = time.perf_counter()
-        command = [
-            sys.executable,
-            "-m",
-            "lightwell",
-            "pretrain",
-            str(data / "train.txt"),
-            "--val",
-            str(data / "val.txt"),
-        ]
-        command += ["--minutes", str(minutes), "--out", f"{parent}/run", "--json"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        seconds = time.perf_counter() - start
-        if done.returncode:
-            raise RuntimeError(done.stderr)
-        shown = subprocess.run(
-            [sys.executable, "-m", "lightwell", "evaluate", f"{parent}/run", "--json"], capture_output=True, text=True
-        )
-        found = json.loads(shown.stdout)
-        return {"bits_per_byte": found["bits_per_byte"], "seconds": round(seconds, 1)}
+    found = common.pretrain_and_evaluate(data / "train.txt", data / "val.txt", minutes)
+    return {"bits_per_byte": found["heldout"]["bits_per_byte"], "seconds": found["seconds"]}
 
 
 def main() -> None:

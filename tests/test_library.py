@@ -15,7 +15,7 @@ from lightwell.inspection import describe_runs, find_runs, plan_summary
 from lightwell.show.units import size
 from lightwell.trained import longest_copy_from
 
-TINY = ["model.context_length=32", "model.emb_dim=32", "model.n_heads=2", "model.n_layers=1", "tokenizer.kind=bytes"]
+TINY = ["model.context_length=128", "model.emb_dim=32", "model.n_heads=2", "model.n_layers=1", "tokenizer.kind=bytes"]
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +31,12 @@ def test_what_was_predicted_is_not_held_against_a_run_that_went_on_for_longer(ru
     shutil.copytree(run.path, copy)
     assert run.outcome()["predicted"]["bits_per_byte"] is not None
     assert lightwell.resume(copy, extend_steps=2).outcome()["predicted"]["bits_per_byte"] is None
+
+
+def test_opening_a_run_draws_no_numbers(run):
+    before = torch.random.get_rng_state()
+    lightwell.load(run.path).model.requires_grad_(False)
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_streaming_leaves_the_callers_precision_alone(run):

@@ -109,7 +109,7 @@ def pretrain(
             return load(path, device=config.runtime.device)
         made = not path.exists()
         world.on_main(lambda: make_run_folder(path))
-        with unless_it_fails(path, made and world.is_main), held(path, world):
+        with removed_if_left_empty(path, made and world.is_main), held(path, world, say):
             parent = load(weights_from, device="cpu") if weights_from else None
             set_threads(config, world)  # last: to load sets the usual number
             if parent:
@@ -162,7 +162,7 @@ def go_on(
     """`resume`, among the processes that are there."""
     folder = open_run(path)
     config = config_of(folder)
-    with held(path, world):
+    with held(path, world, say):
         set_threads(config, world)
         checkpoint = read_for_all(path, world, say)
         require_tokenizer(folder, checkpoint.manifest)
@@ -177,8 +177,8 @@ def go_on(
 
 
 @contextmanager
-def unless_it_fails(path: Path, made: bool) -> Iterator[None]:
-    """A run's folder that was made for what is in the `with` block goes again if that came to nothing."""
+def removed_if_left_empty(path: Path, made: bool) -> Iterator[None]:
+    """A run's folder that was `made` for the `with` block goes again after it if nothing is in it."""
     try:
         yield
     finally:
@@ -187,10 +187,16 @@ def unless_it_fails(path: Path, made: bool) -> Iterator[None]:
 
 
 @contextmanager
-def held(path: Path, world: World) -> Iterator[None]:
-    """The run's lock, held by the main process for all of them."""
+def held(path: Path, world: World, say: Say) -> Iterator[None]:
+    """The run's lock, held by the main process for all of them. Where there are no locks, that is said."""
     with ExitStack() as stack:
-        world.on_main(lambda: stack.enter_context(lock_folder(path)) and None)
+
+        def take() -> None:
+            lock = stack.enter_context(lock_folder(path))
+            if lock.note:
+                say(lock.note)
+
+        world.on_main(take)
         yield
 
 

@@ -11,7 +11,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -300,16 +300,8 @@ def plan_run(
         )
     text = describe(dataset)
     config = changed(config, model={"vocab_size": vocab_size})
-    choice = choose(config, vocab_size, text, device, peak, seconds_left(config, began), processes)
-    return without_prediction(choice, parent.path) if parent else choice
-
-
-def without_prediction(choice: Choice, parent: Path) -> Choice:
-    """Of a run that goes on from another's weights: the law behind predictions knows models that begin anew."""
-    expected = {key: value for key, value in choice.expected.items() if key in ("tokens", "step_seconds")}
-    said = f"Begins with the weights of {parent}; of such a run nothing is predicted."
-    kept = [reason for reason in choice.reasons if not reason.startswith(("Predicted", "Chosen"))]
-    return replace(choice, reasons=[*kept, said], expected=expected)
+    unpredicted = f"Begins with the weights of {parent.path}; of such a run nothing is predicted." if parent else ""
+    return choose(config, vocab_size, text, device, peak, seconds_left(config, began), processes, unpredicted)
 
 
 def require_same_shape(parent: Run, asked: dict[str, Any]) -> None:

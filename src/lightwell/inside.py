@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from lightwell.errors import UserError
+from lightwell.runtime.observer import Progress
 from lightwell.show.bars import draw_bars
 from lightwell.show.heat import draw_heat
 from lightwell.show.table import draw_table
@@ -28,7 +29,6 @@ from lightwell.show.terminal import paint, visible_width
 from lightwell.show.units import json_ready, percent
 from lightwell.trained import Run, load
 
-Progress = Callable[[int, int | None, str], None]
 EXAMPLE_TEXT = "The light falls into the well."
 
 
@@ -193,24 +193,16 @@ class _AttentionWatch(TorchFunctionMode):
 def look_inside(run: Run, text: str = EXAMPLE_TEXT, top: int = 5) -> Inside:
     """Run a text through a run's model, forward and backward, and gather what happened. The model stays as it was.
 
-    Raises UserError for a text without two tokens or longer than the context.
+    Raises UserError for an empty text, and for one longer than the context.
     """
     model: Any = run.model
     tokenizer = run.tokenizer
-    ids = [tokenizer.separator_id, *tokenizer.encode(text)]
-    if not 2 <= len(ids) <= run.model_config.context_length:
-        raise UserError(
-            f"expected a text of 1 to {run.model_config.context_length - 1} tokens, got {len(ids) - 1}.",
-            "Give a part of it.",
-        )
-    before = {name: parameter.grad for name, parameter in model.named_parameters()}
+    ids = _ids(run, text, run.model_config.context_length)
     x = torch.tensor([ids], device=run.device.torch_device)
     embedded: list[Tensor] = []
     streams: list[Tensor] = []
     watch = _AttentionWatch()
-    with ExitStack() as stack, torch.enable_grad():
-        stack.callback(_restore, model, before)
-        _restore(model, dict.fromkeys(before))  # backward adds to what is there
+    with ExitStack() as stack, gradients_set_aside(model), torch.enable_grad():
         stack.callback(model.tok_emb.register_forward_hook(_keep(embedded)).remove)
         for block in model.blocks:
             stack.callback(block.register_forward_hook(_keep(streams)).remove)
@@ -220,7 +212,8 @@ def look_inside(run: Run, text: str = EXAMPLE_TEXT, top: int = 5) -> Inside:
         losses.mean().backward()
     with torch.no_grad():
         V = tokenizer.vocab_size  # a model may have rows for more
-        lens = torch.stack([model.head(model.final_norm(x))[0].softmax(-1)[:, :V] for x in streams])  # (L, T, V)
+        scores = torch.stack([model.head(model.final_norm(stream))[0] for stream in streams])
+        lens = scores.softmax(-1)[..., :V]  # (L, T, V)
         sure, likeliest = lens.max(dim=-1)
         share, following = logits[-1].softmax(-1)[:V].topk(min(top, V))
     return Inside(
@@ -254,36 +247,39 @@ def _keep(kept: list[Tensor]) -> Callable[[nn.Module, Any, Tensor], None]:
     return hook
 
 
-def _restore(model: nn.Module, gradients: dict[str, Tensor | None]) -> None:
-    for name, parameter in model.named_parameters():
-        parameter.grad = gradients[name]
+@contextmanager
+def gradients_set_aside(model: nn.Module) -> Iterator[None]:
+    """In the `with` block no parameter has a gradient (backward adds to what is there); then each has its own again."""
+    before = {parameter: parameter.grad for parameter in model.parameters()}
+    try:
+        for parameter in before:
+            parameter.grad = None
+        yield
+    finally:
+        for parameter, gradient in before.items():
+            parameter.grad = gradient
 
 
-def _ids(run: Run, text: str) -> list[int]:
-    """The separator and the text; of EXAMPLE_TEXT as much as the context holds. Raises UserError for an empty text and
-    for one that is too long."""
-    ids, most = [run.tokenizer.separator_id, *run.tokenizer.encode(text)], run.model_config.context_length
-    if len(ids) < 2 or (len(ids) > most + 1 and text != EXAMPLE_TEXT):
+def _ids(run: Run, text: str, most: int) -> list[int]:
+    """The separator and the text, `most` tokens; of EXAMPLE_TEXT as much of it as that allows. Raises UserError for an
+    empty text and for one that is too long."""
+    ids = [run.tokenizer.separator_id, *run.tokenizer.encode(text)]
+    if len(ids) < 2 or (len(ids) > most and text != EXAMPLE_TEXT):
         raise UserError(
-            f"expected a text of 1 to {most} tokens, got {len(ids) - 1}.",
+            f"expected a text of 1 to {most - 1} tokens, got {len(ids) - 1}.",
             "Give a part of it." if len(ids) > 1 else 'For instance --text "Once upon a time".',
         )
-    return ids[: most + 1]
+    return ids[:most]
 
 
 def trace_step(run: Run, text: str, level: str = "dissect", open_attention: bool = False) -> Any:
     """A trace of one forward and backward pass of a run's model on a text."""
     from lightwell.glass.capture import trace
 
-    tensor = torch.tensor([_ids(run, text)], device=run.device.torch_device)
-    before = {name: parameter.grad for name, parameter in run.model.named_parameters()}
-    try:
-        _restore(run.model, dict.fromkeys(before))
-        with trace(level, open_attention=open_attention) as t:  # type: ignore[arg-type]
-            loss, n = run.model(tensor[:, :-1], tensor[:, 1:])
-            (loss / n).backward()
-    finally:
-        _restore(run.model, before)
+    tensor = torch.tensor([_ids(run, text, run.model_config.context_length + 1)], device=run.device.torch_device)
+    with gradients_set_aside(run.model), trace(level, open_attention=open_attention) as t:  # type: ignore[arg-type]
+        loss, n = run.model(tensor[:, :-1], tensor[:, 1:])
+        (loss / n).backward()
     return t
 
 
@@ -352,7 +348,7 @@ def check_step(run: Run, text: str = EXAMPLE_TEXT) -> StepCheck:
     from lightwell.glass.precision import precision_audit
 
     found = trace_step(run, text).origins()
-    ids = torch.tensor([_ids(run, text)])
+    ids = torch.tensor([_ids(run, text, run.model_config.context_length + 1)])
     audit = None if found.births else precision_audit(run.model, _mean_loss, ids[:, :-1], ids[:, 1:])
     return StepCheck(found, audit)
 

@@ -31,7 +31,7 @@ from lightwell.files.translate import os_errors
 from lightwell.model.count import flops_per_token, parameters
 from lightwell.planner.choose import Choice, choose
 from lightwell.planner.fit import require_memory, rows_at_once, step_memory
-from lightwell.planner.reading import USUALLY, slowness, vocab_size_for
+from lightwell.planner.reading import BYTES_PER_TOKEN, USUALLY, slowness, vocab_size_for
 from lightwell.planner.shelf import all_keys, explain_keys
 from lightwell.planner.step_time import measure_step_seconds
 from lightwell.planner.text import describe, typical_text
@@ -51,9 +51,9 @@ from lightwell.trained import (
     as_paths,
     config_of,
     data_of,
+    held_out_figures,
     load,
     metrics_of,
-    outcome_of,
     quiet,
     recorded,
     require_config,
@@ -143,7 +143,10 @@ def _describe(path: Path) -> dict[str, Any]:
         return _described(path)
     except UserError as error:
         none = {"step": 0, "steps": 0, "loss": None, "parameters": None}
-        bits = {"heldout": {"loss": None, "bits_per_byte": None}, "predicted": {"bits_per_byte": None, "off": None}}
+        bits = {
+            "heldout": {"loss": None, "bits_per_byte": None, "standard_error": None},
+            "predicted": {"bits_per_byte": None, "off": None},
+        }
         return {"name": path.name, "path": str(path), "state": "broken", "said": error.message, **none, **bits}
 
 
@@ -173,11 +176,6 @@ def _described(path: Path) -> dict[str, Any]:
         state = "unknown"
     else:
         state = "done" if ended in ("done", "overfitting", "imported") else "stopped"
-
-    def last(name: str) -> float | None:
-        return metrics[name][-1][1] if metrics.get(name) else None
-
-    ending = outcome_of(path) or {}
     said = f"expected to read {path / DATABASE}, got no metrics; the model itself is another file."
     return {
         "name": path.name,
@@ -185,9 +183,8 @@ def _described(path: Path) -> dict[str, Any]:
         "state": state,
         "step": step,
         "steps": max(planned or step, step),
-        "loss": last("loss"),
-        "heldout": {key: ending.get(key, last(f"heldout.{key}")) for key in ("loss", "bits_per_byte")},
-        "predicted": {"bits_per_byte": ending.get("predicted"), "off": ending.get("off")},
+        "loss": metrics["loss"][-1][1] if metrics.get("loss") else None,
+        **held_out_figures(path, metrics),
         "parameters": parameters(config.model.complete())["total"],
     } | ({"said": said} if unreadable else {})
 
@@ -275,7 +272,7 @@ def plan_summary(text: Text | None = None, *, progress: Progress = quiet, **requ
         tokens = int(60 * (budget.minutes or 0) / step_seconds) * per_step
     steps = -(-tokens // per_step)
     seconds = steps * step_seconds
-    if budget.minutes and tokens < int(budget.most_tokens or tokens + 1):
+    if budget.minutes and (budget.most_tokens is None or tokens < budget.most_tokens):  # the text does not end it
         seconds = 60 * budget.minutes
     return {
         "parameters": parameters(model),
@@ -324,10 +321,10 @@ def _planned(config: RunConfig, asked: Request, device: Device, progress: Progre
         config = changed(config, model={"vocab_size": vocab_size})
         return choose(config, vocab_size, text, device, peak, seconds_left(config, began)), peak
     vocab_size = vocab_size_for(config, n_bytes, peak, None)
-    text = typical_text(max(1, n_bytes // 3))  # about three bytes a token
+    text = typical_text(max(1, int(n_bytes / BYTES_PER_TOKEN)))
     choice = choose(changed(config, model={"vocab_size": vocab_size}), vocab_size, text, device, peak, seconds)
-    if choice.reasons:
-        choice.reasons.append("No text was named: the prediction is for typical prose and code.")
+    if choice.said:
+        choice.said["unnamed"] = "No text was named: the prediction is for typical prose and code."
     return choice, peak
 
 
@@ -363,7 +360,7 @@ def profile_training(text: Text | None = None, *, trace: str | Path = "lightwell
     from lightwell.planner.profile import profile_steps
 
     asked = read_request(text, **request)
-    config = with_budget(asked.config, lambda said: None)
+    config = with_budget(asked.config, quiet)
     device = choose_device(config.runtime.device, config.runtime.dtype)
     set_threads(config)
     choice, _ = _planned(config, asked, device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +28,7 @@ from lightwell.model.count import parameters
 from lightwell.model.gpt2 import GPT2
 from lightwell.model.modern import Modern
 from lightwell.runtime.device import Device, choose_device
+from lightwell.runtime.observer import Progress
 from lightwell.runtime.threads import limit_threads
 from lightwell.store.checkpoint import MODEL, checkpoint_manifest, checkpoint_path, load_model_only
 from lightwell.store.checkpoints import list_checkpoints, newest_good, step_of, verify_checkpoint
@@ -36,7 +37,7 @@ from lightwell.store.run_folder import CONFIG, DATABASE, RunFolder, open_run
 from lightwell.training.outcome import OUTCOME
 
 Text = str | Path | Sequence[str | Path]
-Progress = Callable[[int, int | None, str], None]
+Metrics = dict[str, list[tuple[int, float]]]  # by name: (step, value)
 _PUT_BACK = "Put back the tokenizer.json that belongs to the run; the data it was trained on has a copy."
 
 
@@ -68,8 +69,9 @@ class Run:
     @cached_property
     def model(self) -> GPT2 | Modern:
         """The trained module, in evaluation mode on the run's device."""
-        model = GPT(self.model_config)
-        model.load_state_dict(load_model_only(self.checkpoint))
+        with torch.device("meta"):  # no numbers yet, so that none are drawn
+            model = GPT(self.model_config)
+        model.load_state_dict(load_model_only(self.checkpoint), assign=True)
         return model.to(self.device.torch_device).eval()
 
     def quantize(self, kind: str) -> None:
@@ -89,7 +91,7 @@ class Run:
         return step_of(self.checkpoint)
 
     @property
-    def metrics(self) -> dict[str, list[tuple[int, float]]]:
+    def metrics(self) -> Metrics:
         """Every recorded metric as a list of (step, value)."""
         return metrics_of(self.path)
 
@@ -142,22 +144,16 @@ class Run:
     def outcome(self) -> dict[str, Any]:
         """How training went: steps, tokens, parameters, the last held-out figures and what was predicted, speed, and
         why it ended."""
-        metrics, ending = self.metrics, outcome_of(self.path) or {}
+        metrics = self.metrics
         with recorded(self.path) as database:
             ends = database.events("end") if database else []
-
-        def last(name: str) -> float | None:
-            return metrics[name][-1][1] if metrics.get(name) else None
-
         rates = sorted(value for _, value in metrics.get("tokens_per_second", []))
+        trained_to, tokens = metrics["tokens"][-1] if metrics.get("tokens") else (0, 0)
         return {
-            "steps": max([self.step, *(step for step, _ in metrics.get("tokens", [])[-1:])]),
-            "tokens": int(last("tokens") or 0),
+            "steps": max(self.step, trained_to),
+            "tokens": int(tokens),
             "parameters": parameters(self.model_config)["total"],
-            "heldout": {
-                key: ending.get(key, last(f"heldout.{key}")) for key in ("loss", "bits_per_byte", "standard_error")
-            },
-            "predicted": {"bits_per_byte": ending.get("predicted"), "off": ending.get("off")},
+            **held_out_figures(self.path, metrics),
             "tokens_per_second": rates[len(rates) // 2] if rates else None,
             "checkpoint": str(self.checkpoint),
             "reason": ends[-1]["details"]["reason"] if ends else None,
@@ -290,6 +286,20 @@ def outcome_of(path: Path) -> dict[str, Any] | None:
         found = database.events(OUTCOME) if database else []
     checkpoints = list_checkpoints(path)
     return found[-1]["details"] if found and checkpoints and found[-1]["step"] >= step_of(checkpoints[-1]) else None
+
+
+def held_out_figures(path: Path, metrics: Metrics) -> dict[str, dict[str, Any]]:
+    """Of the outcome, or else of the last evaluation; and what was predicted."""
+    ending = outcome_of(path) or {}
+
+    def last(name: str) -> float | None:
+        return metrics[name][-1][1] if metrics.get(name) else None
+
+    keys = ("loss", "bits_per_byte", "standard_error")
+    return {
+        "heldout": {key: ending.get(key, last(f"heldout.{key}")) for key in keys},
+        "predicted": {"bits_per_byte": ending.get("predicted"), "off": ending.get("off")},
+    }
 
 
 def handed_over(path: Path, newest: Path) -> Path:

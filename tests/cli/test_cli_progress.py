@@ -11,7 +11,7 @@ from lightwell.runtime.observer import StepReport
 from lightwell.show.terminal import visible_width
 
 REPORT = StepReport(
-    step=1234, steps=5678, loss=3.123, gradient_norm=1.0, lr_scale=1.0, tokens=10**6, seconds=80.0,
+    step=1234, steps=5678, loss=3.123, gradient_norm=1.0, lr_scale=1.0, tokens=10**6,
     tokens_per_second=12_345.0, mfu=0.45, seconds_left=130.0,
 )  # fmt: skip
 

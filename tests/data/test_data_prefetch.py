@@ -27,7 +27,6 @@ def test_the_same_batches_in_any_order(batches):
             part = ahead.batch(step, rank=1, world=3)
             assert same(part, batches.batch(step, rank=1, world=3))
             assert part.rows == range(2, 4)
-        assert ahead.steps_per_epoch == batches.steps_per_epoch
 
 
 def test_the_next_batch_is_made_before_it_is_asked_for(batches, monkeypatch):

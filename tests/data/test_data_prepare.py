@@ -41,7 +41,7 @@ def test_documents_come_out_as_they_went_in(tmp_path):
     train, val = (texts_of(stream, made.tokenizer) for stream in (made.train, made.val))
     assert sorted(train + val) == given
     assert made.train.n_bytes == sum(map(len, train))
-    assert made.val_bytes == made.val.n_bytes == sum(map(len, val)) >= 64_000
+    assert made.val.n_bytes == sum(map(len, val)) >= 64_000
     assert made.text("val") == b"".join(val)
     rows = list(made.documents())
     assert [row["split"] for row in rows].count("train") == len(train) == made.manifest["splits"]["train"]["documents"]
@@ -119,7 +119,7 @@ def test_the_same_text_gives_the_same_bytes(tmp_path):
 def test_limit_is_kept_and_said(tmp_path):
     folder = write_documents(tmp_path / "text", n=60)
     made = prepare([folder], tmp_path / "data", tokenizer="bytes", limit_bytes=200_000, seed=3)
-    assert made.train.n_bytes + made.val_bytes <= 200_000
+    assert made.train.n_bytes + made.val.n_bytes <= 200_000
     assert made.manifest["limit"]["bytes"] == 200_000
     assert made.manifest["limit"]["seed"] == 3
     assert "chosen by the seed 3" in made.describe()

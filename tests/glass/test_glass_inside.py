@@ -129,6 +129,17 @@ def test_gradients_of_tokens_and_heads_are_those_of_differences(run, ids):
         assert float(found.head_gradients[layer, 1]) == pytest.approx(float(ends[0] - ends[1]) / 2e-5, rel=1e-3)
 
 
+def test_of_the_example_text_as_much_is_read_as_the_context_holds(tmp_path):
+    (tmp_path / "text.txt").write_text("The light falls into the well and the well gives it back. " * 4000)
+    small = [*SMALL, "model.context_length=16", "tokenizer.kind=bytes"]
+    run = lightwell.pretrain(tmp_path / "text.txt", out=tmp_path / "run", steps=1, device="cpu", settings=small)
+    assert len(look_inside(run).ids) == 16
+    with pytest.raises(lightwell.UserError, match="expected a text of 1 to 15 tokens, got 17"):
+        look_inside(run, "a" * 17)
+    with pytest.raises(lightwell.UserError, match="expected a text of 1 to 15 tokens, got 0"):
+        look_inside(run, "")
+
+
 def test_the_model_stays_as_it_was(run):
     before = {name: value.clone() for name, value in run.model.state_dict().items()}
     kept = next(run.model.parameters())

@@ -82,5 +82,5 @@ def test_a_full_cache_says_so(config: ModelConfig) -> None:
 
 def test_its_size_is_heads_of_keys_times_length() -> None:
     gpt2, modern = (KVCache(config, 4, dtype=torch.bfloat16, max_length=7) for config in CONFIGS)
-    assert gpt2.n_bytes == 2 * 2 * 4 * 3 * 7 * 5 * 2  # key and value, layers, rows, heads, tokens, head_dim, bytes
-    assert modern.n_bytes == 2 * 2 * 4 * 2 * 7 * 2 * 2
+    assert gpt2.keys.shape == gpt2.values.shape == (2, 4, 3, 7, 5)  # layers, rows, heads of keys, tokens, head_dim
+    assert modern.keys.shape == modern.values.shape == (2, 4, 2, 7, 2)

@@ -1,12 +1,10 @@
 """The planner fills in what is open around what is fixed, and prefers what it predicts to be best."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
-from lightwell.beginning import without_prediction
 from lightwell.config.presets import PRESETS, preset
 from lightwell.config.run import changed, parse, to_raw
 from lightwell.errors import ConfigError, UserError
@@ -14,11 +12,11 @@ from lightwell.planner import choose as planner
 from lightwell.planner import climb, fit, ladder, reading
 from lightwell.planner.compiling import Compiled
 from lightwell.planner.predict import effective_tokens, predict_bits_per_byte
-from lightwell.planner.text import Text, typical_text
+from lightwell.planner.text import TextStatistics, typical_text
 from lightwell.runtime.device import Device
 
 CPU = Device(torch.device("cpu"), torch.float32)
-TEXT = Text(tokens=4_000_000, difficulty=1.8, copying=0.88, vocabulary=512)
+TEXT = TextStatistics(tokens=4_000_000, difficulty=1.8, copying=0.88, vocabulary=512)
 
 
 @pytest.fixture
@@ -34,7 +32,7 @@ def fake_speed(monkeypatch):
     def in_turns(configs, device, expected, limit):
         return [seconds(config, device) for config in configs]
 
-    for room in (climb, reading):
+    for room in (climb, reading, planner):
         monkeypatch.setattr(room, "measure_step_seconds", seconds)
     monkeypatch.setattr(climb, "measure_in_turns", in_turns)
     monkeypatch.setattr(
@@ -74,10 +72,11 @@ def test_a_short_text_is_gone_through_a_few_times_and_that_is_said(fake_speed):
     choice = chosen(3600, text=text)
     assert choice.config.budget.most_tokens == choice.expected["tokens"] == climb.MOST_EPOCHS * text.tokens
     assert "ends before the minutes are over" in choice.reasons[-1]
-    parent = without_prediction(choice, Path("runs/parent")).reasons
-    assert "ends before the minutes are over" in parent[-2]
-    assert parent[-1].startswith("Begins with the weights of runs/parent")
-    assert not any("bits per byte" in reason for reason in parent)
+    again = planner.choose(parse({}), 1024, text, CPU, 1e11, 3600, unpredicted="Of this nothing is predicted.")
+    assert "ends before the minutes are over" in again.reasons[-1]
+    assert "Of this nothing is predicted." in again.reasons
+    assert not any("bits per byte" in reason for reason in again.reasons)
+    assert set(again.expected) == {"tokens", "step_seconds"}
     longer = chosen(3600, {"budget": {"minutes": 60, "most_tokens": 10**6}}, text=text)
     assert longer.config.budget.most_tokens == longer.expected["tokens"] == 10**6
     assert "ends before" not in longer.reasons[-1]
@@ -142,7 +141,7 @@ def test_heads_are_wide_and_two_at_least():
 def test_a_context_that_was_fixed_leaves_the_tokens_of_a_step_as_they_are():
     for context_length in (32, 100, 4096):
         rungs = [rung for rung in ladder.LADDER if rung != ladder.Rung(256, 2, 1024, 4)]  # then it is one with another
-        made = ladder.candidates(parse({"model": {"context_length": context_length}}), 512).values()
+        made = ladder.rungs_for(parse({"model": {"context_length": context_length}}), 512).values()
         for rung, config in zip(rungs, made, strict=True):
             rows = ladder.tokens_per_step(config) / context_length
             assert rows == max(1, round(rung.batch_size * rung.context_length / context_length))
@@ -162,7 +161,7 @@ def test_several_processes_can_share_what_is_chosen(fake_speed, processes, secon
 def test_a_model_that_was_fixed_gets_the_batch_of_the_rung_that_is_nearest():
     for (layers, width), batch in {(2, 192): 8, (2, 128): 8, (14, 768): 128, (3, 512): 8}.items():
         sizes = {"n_layers": layers, "emb_dim": width, "context_length": 512}
-        (made,) = ladder.candidates(parse({"model": sizes}), 512).values()
+        (made,) = ladder.rungs_for(parse({"model": sizes}), 512).values()
         assert made.train.batch_size == batch, (layers, width)
 
 
@@ -305,7 +304,7 @@ def test_neighbours_that_would_be_clearly_worse_are_reckoned_instead_of_timed(fa
 
 
 def test_a_rung_that_suits_a_text_badly_does_not_hide_the_one_below_it(fake_speed, monkeypatch):
-    names = list(ladder.candidates(parse({}), 1024))
+    names = list(ladder.rungs_for(parse({}), 1024))
     bits = dict(zip(names, [2.0, 1.8, 1.5, 1.56, 1.52, 1.6]))
     monkeypatch.setattr(climb, "predicted", lambda config, *_: bits.get(ladder.name_of(config), 2.0))
     for place in (2, 4, 5):
@@ -434,10 +433,88 @@ def test_a_smaller_batch_keeps_to_what_fits_into_memory():
     """A batch is cut where there would be few steps; its micro-batches stay as small as memory wants them."""
     sizes = {"emb_dim": 64, "n_heads": 2, "n_layers": 2, "context_length": 64, "vocab_size": 512}
     config = parse({"model": sizes, "train": {"batch_size": 32, "micro_batch_size": 8}})
+
+    def in_proportion(smaller):
+        return smaller.train.batch_size / 32
+
     for steps, batch, micro in ((90, 28, 7), (75, 24, 8), (20, 6, None)):
         best = climb.Candidate("", config, 1.0, steps * 32 * 64, 1.0)
-        cut = planner.with_steps_enough(best, TEXT, 1000.0).config.train
+        cut = planner.with_steps_enough(best, TEXT, 1000.0, in_proportion).config.train
         assert (cut.batch_size, cut.micro_batch_size) == (batch, micro)
+
+
+@pytest.mark.parametrize(("update", "rows"), [(0.0, 1), (0.1, 8), (0.4, 16), (0.9, 32)])
+def test_a_batch_is_not_cut_where_most_of_a_step_is_the_update(update, rows):
+    sizes = {"emb_dim": 64, "n_heads": 2, "n_layers": 2, "context_length": 64, "vocab_size": 512}
+    best = climb.Candidate("", parse({"model": sizes, "train": {"batch_size": 32}}), 1.0, 3 * 32 * 64, 1.0)
+    taken = []
+
+    def measure(smaller):
+        taken.append(update + (1 - update) * smaller.train.batch_size / 32)
+        return taken[-1]
+
+    cut = planner.with_steps_enough(best, TEXT, 1000.0, measure)
+    assert cut.config.train.batch_size == rows
+    assert rows == 32 or cut.step_seconds == taken[-1], "what was measured, not what was hoped for"
+
+
+@pytest.mark.parametrize(
+    ("raw", "what"),
+    [
+        ({"model": {"family": "gpt2"}}, "model.family = gpt2"),
+        ({"optimizer": {"name": "adamw"}, "schedule": {"name": "cosine"}}, "adamw and schedule.name = cosine"),
+        ({"model": {"context_length": 64}}, "windows of fewer than 128 tokens"),
+    ],
+)
+def test_what_the_law_knows_nothing_of_is_not_predicted(fake_speed, raw, what):
+    for seconds in (120, None):
+        choice = chosen(seconds, raw | ({} if seconds else {"budget": {"steps": 10}}))
+        assert "bits_per_byte" not in choice.expected
+        assert choice.expected["tokens"] > 0
+        (said,) = [reason for reason in choice.reasons if reason.startswith("Nothing is predicted")]
+        assert what in said
+        assert not any("bits per byte" in reason for reason in choice.reasons)
+    assert any("fewer than 300,000 tokens" in reason for reason in chosen(1).reasons)
+    assert "bits_per_byte" in chosen(1, text=replace(TEXT, tokens=100_000)).expected, "short texts have rows of few"
+
+
+def test_a_model_with_hardly_any_steps_is_told_to_be_too_large(fake_speed):
+    sizes = {"model": {"emb_dim": 1024, "n_layers": 16}}
+    assert any("hardly anything is learned" in reason for reason in chosen(60, sizes).reasons)
+    assert not any("hardly anything" in reason for reason in chosen(60).reasons)
+
+
+def test_large_batches_are_for_long_texts(fake_speed):
+    short, long = replace(TEXT, tokens=1_400_000), replace(TEXT, tokens=200_000_000)
+    assert ladder.tokens_per_step(chosen(10**7, text=short).config) <= 8192
+    assert ladder.tokens_per_step(chosen(10**7, text=long).config) > 8192
+
+
+def test_a_step_that_takes_too_long_is_timed_once(monkeypatch):
+    from lightwell.planner import step_time
+
+    steps, now = [], [0.0]
+
+    class Slow:
+        def __init__(self, config, device, rows, length=None):
+            self.tokens = rows * (length or config.model.context_length)
+
+        def step(self):
+            steps.append(self.tokens)
+            now[0] += 5.0 + self.tokens
+            return 5.0 + self.tokens
+
+    monkeypatch.setattr(step_time, "Trial", Slow)
+    monkeypatch.setattr(step_time.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(step_time, "TRIAL_FLOPS", 1e8)
+    raw = {
+        "model": {"emb_dim": 256, "n_heads": 2, "n_layers": 2, "context_length": 256, "vocab_size": 300},
+        "train": {"batch_size": 4},
+    }
+    seconds = step_time.measure_step_seconds(parse(raw), CPU, limit=1.0)
+    assert len(steps) == 2, "a part of one sequence, and half of that"
+    assert steps[0] < 256
+    assert seconds == pytest.approx(5.0 + 4 * 256)
 
 
 def test_only_where_weights_fade_by_the_pass_a_run_may_take_twice_as_many():
@@ -451,7 +528,7 @@ def test_only_where_weights_fade_by_the_pass_a_run_may_take_twice_as_many():
 def test_heads_of_keys_that_are_fixed_leave_the_ladder_whole():
     assert ladder.heads_of(64, n_kv_heads=4) == ladder.heads_of(640, n_kv_heads=4) == 4
     assert ladder.heads_of(1024, n_kv_heads=3) == 3, "none fits: the config says so"
-    rungs = ladder.candidates(parse({"model": {"n_kv_heads": 4}}), 1024)
+    rungs = ladder.rungs_for(parse({"model": {"n_kv_heads": 4}}), 1024)
     assert len(rungs) == len(ladder.LADDER)
 
 

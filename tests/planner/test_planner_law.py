@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lightwell.planner.predict import LEAST_LONG, LONG, predict_bits_per_byte
-from lightwell.planner.text import Text
+from lightwell.planner.text import TextStatistics
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -34,6 +34,6 @@ def test_what_is_fitted_is_what_predicts(law, rows):
     constants = torch.tensor(law.as_constants(LONG), dtype=torch.float64)
     for row, fitted in zip(rows, law.law(constants, rows).tolist()):
         told = ("difficulty", "copying", "vocabulary", "overlap", "far", "farther", "phrases", "guessing")
-        text = Text(row["unique_tokens"], **{name: row[name] for name in told})
+        text = TextStatistics(row["unique_tokens"], **{name: row[name] for name in told})
         predicted = predict_bits_per_byte(row["in_blocks"], row["tokens"], text, law.context_of(row))
         assert predicted == pytest.approx(fitted, rel=1e-6)

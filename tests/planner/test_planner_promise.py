@@ -15,7 +15,7 @@ from lightwell.store.checkpoints import list_checkpoints, step_of
 from lightwell.store.database import RunDatabase
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-SIZES = {"n_layers": 1, "emb_dim": 16, "n_heads": 2, "context_length": 16}
+SIZES = {"n_layers": 1, "emb_dim": 16, "n_heads": 2, "context_length": 128}
 SETTINGS = [*(f"model.{key}={value}" for key, value in SIZES.items()), "tokenizer.kind=bytes", "train.batch_size=4"]
 
 
@@ -38,7 +38,7 @@ def test_the_prediction_is_stored_before_the_first_step(run):
     (plan,) = events(run, "plan")
     assert plan["step"] == 0
     model = run.model_config
-    sizes = parameters_of_blocks(model), 8 * 4 * 16, describe(run.dataset()), model.context_length
+    sizes = parameters_of_blocks(model), 8 * 4 * 128, describe(run.dataset()), model.context_length
     expected = predict_bits_per_byte(*sizes)
     assert plan["details"]["bits_per_byte"] == pytest.approx(expected)
     assert plan["time"] < events(run, "steps")[0]["time"] <= events(run, "outcome")[0]["time"]

@@ -189,3 +189,15 @@ def test_an_early_stop_holds_though_the_end_was_moved_at_the_same_step_and_until
     assert not pace.finished(state)
     state.step = 50
     assert pace.finished(state)
+
+
+def test_an_extension_that_stopped_early_is_extended_again_by_as_many_steps(clock):
+    pace, state = make(clock, steps=100)
+    state.step = 100
+    pace.extend(state, 50)
+    state.step = 120
+    state.decide("early_stop")
+    assert pace.finished(state)
+    pace.extend(state, 50)
+    assert not pace.finished(state)
+    assert pace.steps(state) == 170

@@ -3,8 +3,10 @@
 import itertools
 import threading
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
+import torch
 from training_helpers import (
     events,
     held_out,
@@ -162,6 +164,28 @@ def test_a_save_that_fails_is_retried_and_three_in_a_row_end_the_run(tmp_path, d
     with pytest.raises(StoppedEarly, match="last good checkpoint is step 3"):
         training_reason(training)
     assert len(events(tmp_path / "all", "save_failed")) == 3
+
+
+def test_where_saving_has_failed_for_good_the_main_process_still_gathers_with_the_others(tmp_path, dataset):
+    training = put_together(tmp_path / "run", tiny(steps=4), dataset)
+    gathered = []
+
+    def gather(name):
+        for _ in range(2):
+            gathered.append(name)
+            yield name, torch.zeros(1)
+
+    class Failed:
+        best_step = None
+
+        def submit(self, *_):
+            raise StoppedEarly("the disk is gone")
+
+    training.saver.replicas = SimpleNamespace(weights=lambda: gather("weights"))
+    training.saver.optimizer = SimpleNamespace(state_tensors=lambda: gather("moments"))
+    training.saver._writer = Failed()
+    training.saver.save(training.state)
+    assert gathered == ["weights"] * 2 + ["moments"] * 2
 
 
 def test_an_evaluation_that_fails_is_an_event(tmp_path, dataset):

@@ -42,12 +42,9 @@ def plan(
     print("\nMemory of a training step (estimated)")
     print(draw_table([[name, size(value)] for name, value in found["memory_bytes"].items()]))
     print(f"\n{count(found['flops_per_token'])}FLOP per token (forward and backward).")
-    if found["tokens"] is not None:
-        n_steps, per_step = plural(found["steps"], "step"), thousands(found["tokens_per_step"])
-        print(f"{count(found['tokens'])} tokens in {n_steps} of {per_step}.")
-    if found["seconds"] is not None:
-        kind = found["kinds"]["seconds"]
-        how = "as asked" if kind == "exact" else kind
-        print(f"{duration(found['seconds'])} on this machine ({found['device']}, {how}).")
+    n_steps, per_step = plural(found["steps"], "step"), thousands(found["tokens_per_step"])
+    print(f"{count(found['tokens'])} tokens in {n_steps} of {per_step}.")
+    how = {"exact": "as asked"}.get(found["kinds"]["seconds"], found["kinds"]["seconds"])
+    print(f"{duration(found['seconds'])} on this machine ({found['device']}, {how}).")
     for reason in found["reasons"]:
         print(reason)

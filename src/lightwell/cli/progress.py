@@ -123,7 +123,3 @@ def checking() -> Iterator[Callable[[int, int | None, str], None]]:
     """Progress of the glass box's checks, which name each operation: one bar for all of them."""
     with working() as shown:
         yield lambda done, total, what: shown(done, total, "checking gradients")
-
-
-def silent(*_: Any) -> None:
-    """Progress that nobody wants to see."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def show_result(run: Run, seconds: float, as_json: bool, made: int) -> None:
     """`seconds` that this command took, and how many steps it made."""
-    from lightwell.evaluation.copies import SEARCHED
+    from lightwell.evaluation.copies import SAMPLE_TOKENS, SEARCHED
     from lightwell.trained import longest_copy_from
 
     if not is_main():
@@ -42,7 +42,7 @@ def show_result(run: Run, seconds: float, as_json: bool, made: int) -> None:
         print(said)
     if run.step < outcome["steps"]:
         print(f"Step {run.step:,} was the best on held-out text: that model is the result.")
-    sample = run.generate("", max_new_tokens=120, seed=1)
+    sample = run.generate("", max_new_tokens=SAMPLE_TOKENS, seed=1)
     copied = longest_copy_from(run, sample)
     print(f"\nA sample:\n{'-' * 72}\n{sample.strip()}\n{'-' * 72}")
     shown = f" ({copied!r})" if len(copied) < 100 else ""

@@ -55,11 +55,6 @@ class Dataset:
         return self._stream("val")
 
     @property
-    def val_bytes(self) -> int:
-        """Bytes of the held-out text, before any tokenizer."""
-        return self.manifest["splits"]["val"]["bytes"]
-
-    @property
     def fingerprint(self) -> str:
         """SHA-256 (hex) over the hashes of the shards and the tokenizer: equal for data that trains alike."""
         files = self.manifest["files"]

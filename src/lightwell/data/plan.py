@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lightwell.data.sources import Document, Sources
 from lightwell.data.split import Passage, choose_held_out, digest_of, passages
 from lightwell.errors import DataError
-
-Progress = Callable[[int, int | None, str], None]
+from lightwell.runtime.observer import Progress
 
 TRAIN, VAL = "train", "val"
 

@@ -20,10 +20,6 @@ class Prefetch:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
         self._ahead: tuple[tuple[int, int, int], Future[Batch]] | None = None
 
-    @property
-    def steps_per_epoch(self) -> float:
-        return self.batches.steps_per_epoch
-
     def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
         """The rows of a step that process `rank` of `world` holds. An error in the thread is raised here."""
         wanted = (step, rank, world)

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from lightwell.data.dataset import DOCUMENTS, FORMAT, Dataset, open_dataset
-from lightwell.data.plan import TRAIN, VAL, Part, Plan, Progress, make_plan
+from lightwell.data.plan import TRAIN, VAL, Part, Plan, make_plan
 from lightwell.data.shards import ShardWriter, id_dtype, opened_by
 from lightwell.data.sources import Document, collect, limit, shown
 from lightwell.data.split import passages
 from lightwell.errors import DataError, UserError
 from lightwell.files.atomic import write_folder, write_manifest
 from lightwell.files.space import require_space
+from lightwell.runtime.observer import Progress
 from lightwell.tokenizer.base import Tokenizer
 from lightwell.tokenizer.simple import BytesTokenizer, train_characters
 from lightwell.tokenizer.size import choose_vocab_size

@@ -332,8 +332,8 @@ def _sorted(folder: Path) -> list[Path]:
 
 
 def _not_text(path: Path, whole: bool = False) -> str:
-    """Why a file is not text, as words that follow "got"; "" if it is, by its suffix and its first bytes, or by all of
-    them, up to a block."""
+    """Why a file is not text, as words that follow "got"; "" if it is. Judged by its suffix and first bytes; `whole`:
+    by up to a block of it."""
     with open(path, "rb") as file:
         head = file.read(SNIFFED)
         if whole and b"\0" not in head:

@@ -1,4 +1,4 @@
-"""Evaluation: held-out loss and bits per byte (`loss`), how they are told (`report`), copies of the training text.
+"""Evaluation: held-out loss and bits per byte (`loss`), how they are reported (`report`), copies of the training text.
 
 Import from the files: `from lightwell.evaluation.loss import evaluate_text`.
 """

@@ -14,6 +14,7 @@ import numpy as np
 
 from lightwell.data.windows import CHUNK, window_hashes
 
+SAMPLE_TOKENS = 120  # of the sample that `pretrain` ends with
 SEARCHED, PIECES = 6_000_000, 20  # tokens of a long text that `pretrain` searches, and in how many pieces
 # Hashes are looked up first in a table by their top bits, which sorts out nearly all of them.
 TABLE_BITS = 18
@@ -30,16 +31,15 @@ class Copy(NamedTuple):
 def longest_copy(sample: str, text: str) -> Copy:
     """The longest substring of `sample` in `text`. Takes about a second for 12 million characters."""
     characters = _characters(text)
-    length, where = 0, -1
-    low, high = 0, len(sample)
+    where, low, high = -1, 0, len(sample)
     while low < high:
         middle = (low + high + 1) // 2
-        found = _find_any({sample[i : i + middle] for i in range(len(sample) - middle + 1)}, text, characters)
+        found = _find_any(sample, middle, text, characters)
         if found < 0:
             high = middle - 1
         else:
-            low, length, where = middle, middle, found
-    return Copy(text[where : where + length], where) if where >= 0 else Copy("", -1)
+            low, where = middle, found
+    return Copy(text[where : where + low], where) if where >= 0 else Copy("", -1)
 
 
 def _characters(text: str) -> np.ndarray:
@@ -47,16 +47,15 @@ def _characters(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
 
 
-def _find_any(passages: set[str], text: str, characters: np.ndarray) -> int:
-    """Which character of the text begins one of the passages, all of one length; -1 if there is none."""
-    size = len(next(iter(passages)))
-    wanted = np.sort(np.concatenate([window_hashes(_characters(passage), size) for passage in passages]))
+def _find_any(sample: str, size: int, text: str, characters: np.ndarray) -> int:
+    """Which character of the text begins some `size` characters of the sample; -1 if there is none."""
+    wanted = np.unique(window_hashes(_characters(sample), size))
     table = np.zeros(1 << TABLE_BITS, dtype=bool)
     table[wanted >> TABLE_SHIFT] = True
     for begin in range(0, len(text) - size + 1, CHUNK):
         hashes = window_hashes(characters[begin : begin + CHUNK + size - 1], size)
         likely = np.flatnonzero(table[hashes >> TABLE_SHIFT])
         for where in (begin + likely[np.isin(hashes[likely], wanted)]).tolist():
-            if text[where : where + size] in passages:
+            if text[where : where + size] in sample:
                 return where
     return -1

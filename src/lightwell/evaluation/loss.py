@@ -4,7 +4,7 @@ The text is its documents' tokens, each document opened by the separator. The fi
 after it counts, the separators between documents too. These tokens are cut into windows of the model's own
 context_length, without overlap. In each window the model sees the separator and all tokens but the last, and predicts
 all of them: so a window's first token is predicted from the separator alone. The loss is summed over all tokens, and
-told in two ways:
+reported in two units:
 
     loss            per token, in nats (natural logarithm): what training makes smaller
     bits_per_byte   per byte of the original text, in bits: models with different tokenizers can be compared by it
@@ -16,7 +16,7 @@ Evaluation draws no random number and leaves the model as it found it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -28,9 +28,8 @@ from lightwell.evaluation.report import Evaluation, Window, summarise
 from lightwell.generation.mode import Model, evaluating
 from lightwell.model.checks import check_ids, known_vocab_size
 from lightwell.model.loss import IGNORE
+from lightwell.runtime.observer import Progress
 from lightwell.tokenizer.base import Tokenizer
-
-Progress = Callable[[int, int | None, str], None]
 
 # Logits held at once, B x T x V numbers: 64 MB in float32. A larger window goes through the model's loss by pieces.
 MAX_LOGITS = 1 << 24

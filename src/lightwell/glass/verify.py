@@ -43,9 +43,9 @@ from lightwell.glass.result import Trace
 from lightwell.glass.rules import find
 from lightwell.glass.values import Value
 from lightwell.glass.wording import say
+from lightwell.runtime.observer import Progress
 
 Verdict = Literal["agree", "disagree", "not checkable", "not run"]
-Progress = Callable[[int, int | None, str], None]
 BY_CONVENTION = {  # gradients that on purpose are not the slopes of the operation by itself
     "_ctc_loss": "before_softmax",
     "_cudnn_ctc_loss": "before_softmax",

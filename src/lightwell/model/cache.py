@@ -47,10 +47,6 @@ class KVCache:
         self.length = 0
         self.start = None
 
-    @property
-    def n_bytes(self) -> int:
-        return 2 * self.keys.numel() * self.keys.element_size()
-
 
 class LayerCache:
     """One layer's part of a `KVCache`."""

@@ -1,4 +1,5 @@
-"""What a model costs: parameters, arithmetic, memory. Counted from the config; nothing is built.
+"""What a model costs: parameters, arithmetic, memory. Counted from the config; nothing is built. (Memory also depends
+on the number of threads, see `fused.keeps_weights`.)
 
     N  tokens at once: batch times context      V  vocab_size       H  heads of queries    T  context_length
     C  emb_dim                                  F  hidden_dim       G  heads of keys       D  head_dim

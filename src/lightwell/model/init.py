@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+STD = 0.02
 WRITES_TO_STREAM = ("attn.out", "mlp.down")
 
 
@@ -32,11 +33,7 @@ class Embedding(nn.Embedding):
 
 @torch.no_grad()
 def initialise(
-    model: nn.Module,
-    generator: torch.Generator | None = None,
-    *,
-    zero_output_projections: bool = False,
-    std: float = 0.02,
+    model: nn.Module, generator: torch.Generator | None = None, *, zero_output_projections: bool = False
 ) -> None:
     """Sets every parameter of a GPT2 or Modern in place, drawing from `generator` (torch's global one if None).
 
@@ -46,18 +43,18 @@ def initialise(
     n_layers = len(model.get_submodule("blocks"))  # type: ignore[arg-type]
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding):
-            _fill_normal(module.weight, std, generator)
+            _fill_normal(module.weight, STD, generator)
         elif isinstance(module, nn.Linear):
             if module.bias is not None:
                 module.bias.zero_()
             if name == "head" and module.weight is model.get_parameter("tok_emb.weight"):
                 continue  # tied: drawn with the embedding
             if not name.endswith(WRITES_TO_STREAM):
-                _fill_normal(module.weight, std, generator)
+                _fill_normal(module.weight, STD, generator)
             elif zero_output_projections:
                 module.weight.zero_()
             else:
-                _fill_normal(module.weight, std / math.sqrt(2 * n_layers), generator)
+                _fill_normal(module.weight, STD / math.sqrt(2 * n_layers), generator)
         elif isinstance(getattr(module, "weight", None), nn.Parameter):  # the norms
             module.weight.fill_(1.0)
             if isinstance(getattr(module, "bias", None), nn.Parameter):

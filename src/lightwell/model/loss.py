@@ -98,12 +98,12 @@ class PiecewiseCrossEntropy(torch.autograd.Function):
 def _piece(h: Tensor, W: Tensor, target: Tensor, d_hidden: Tensor | None, d_weight: Tensor | None) -> Tensor:
     """The loss of R rows: `h` (R, C), `target` (R, 1). Fills `d_hidden` (R, C) and adds to `d_weight` (V, C)."""
     counts = target != IGNORE  # (R, 1)
-    target = target.where(counts, 0)
     logits = h @ W.T  # (R, V)
     if fused.usable(logits):
-        loss = fused.softmax_less_target(logits, target.where(counts, IGNORE)[:, 0]).sum()
+        loss = fused.softmax_less_target(logits, target[:, 0]).sum()
         d_logits = logits
     else:
+        target = target.where(counts, 0)  # any token: its loss is not added
         logits = logits.to(_wide(h.dtype))
         logits -= logits.amax(dim=1, keepdim=True)  # exp cannot overflow, and the loss does not change
         at_target = logits.gather(1, target)  # (R, 1)

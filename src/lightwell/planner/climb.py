@@ -13,11 +13,11 @@ from lightwell.config.run import RunConfig
 from lightwell.planner.fit import share_of
 from lightwell.planner.ladder import guessed_seconds, name_of, predicted, tokens_per_step
 from lightwell.planner.step_time import in_turns, measure_in_turns, measure_step_seconds
-from lightwell.planner.text import Text
+from lightwell.planner.text import TextStatistics
 from lightwell.runtime.device import Device
 
 TRIAL_SHARE, TRIAL_SECONDS = 0.05, 30.0  # of the budget, for timing candidates: whichever is less
-# Of the time goes to these trials, to evaluations, samples and saves, and to a run's steps being slower than a trial's.
+# Share of the time for trials, evaluations, samples and saves, and for a run's steps being slower than a trial's.
 OVERHEAD = 0.2
 MOST_EPOCHS = 5  # times that a text is gone through: more gains nothing (LOG.md)
 WORTH_TRYING = 1.04  # times the lowest prediction: a model that is timed, and not just reckoned
@@ -35,6 +35,13 @@ class Candidate:
     bits_per_byte: float
     timed: bool = True  # or reckoned from a neighbour's step
 
+    @classmethod
+    def of(cls, config: RunConfig, step_seconds: float, text: TextStatistics, seconds: float) -> Candidate:
+        """What is predicted of a config whose steps take `step_seconds`, in so many seconds."""
+        tokens = int((1 - OVERHEAD) * seconds / step_seconds * tokens_per_step(config))
+        tokens = min(tokens, most_tokens(config, text))
+        return cls(name_of(config), config, step_seconds, tokens, predicted(config, tokens, text))
+
 
 def trial_seconds(budget: float) -> float:
     """For timing candidates, of a budget of so many seconds."""
@@ -42,18 +49,24 @@ def trial_seconds(budget: float) -> float:
 
 
 def climb(
-    rungs: dict[str, RunConfig], text: Text, device: Device, peak: float, seconds: float, processes: int = 1
+    rungs: dict[str, RunConfig], text: TextStatistics, device: Device, peak: float, seconds: float, processes: int = 1
 ) -> list[Candidate]:
     """The rungs that were timed, and neighbours of the best that were not worth it or came too late, smallest first.
     None at all where the smallest is too large to try."""
-    return _Climb(rungs, text, device, peak, seconds, processes).candidates()
+    return _Climb(rungs, text, device, peak, seconds, processes).run()
 
 
 class _Climb:
     """A place is a rung's number, from the smallest. `timed`: seconds of a step by place; None: too large to try."""
 
     def __init__(
-        self, rungs: dict[str, RunConfig], text: Text, device: Device, peak: float, seconds: float, processes: int
+        self,
+        rungs: dict[str, RunConfig],
+        text: TextStatistics,
+        device: Device,
+        peak: float,
+        seconds: float,
+        processes: int,
     ) -> None:
         self.names, self.configs = list(rungs), list(rungs.values())
         self.parts = [share_of(config, processes) for config in self.configs]  # what this process makes of a step
@@ -61,7 +74,7 @@ class _Climb:
         self.timed: dict[int, float | None] = {}
         self.deadline = time.perf_counter() + trial_seconds(seconds)
 
-    def candidates(self) -> list[Candidate]:
+    def run(self) -> list[Candidate]:
         place = likeliest(self.configs, self.text, self.peak, self.seconds)
         self.attempt(place)
         while self.timed[place] is None and place > 0:
@@ -91,10 +104,10 @@ class _Climb:
             self.timed[both[1]] = best.step_seconds * seconds[1] / seconds[0]
 
     def known(self) -> dict[int, Candidate]:
-        return {place: self.candidate(place, seconds) for place, seconds in settled(self.timed).items()}
+        return {place: self.at(place, seconds) for place, seconds in settled(self.timed).items()}
 
-    def candidate(self, place: int, step_seconds: float) -> Candidate:
-        return candidate(self.names[place], self.configs[place], step_seconds, self.text, self.seconds)
+    def at(self, place: int, step_seconds: float) -> Candidate:
+        return Candidate.of(self.configs[place], step_seconds, self.text, self.seconds)
 
     def best_of(self, known: dict[int, Candidate]) -> Candidate:
         return min(known.values(), key=lambda c: c.bits_per_byte)
@@ -110,7 +123,7 @@ class _Climb:
         for other in near:
             if 0 <= other < too_large and other not in self.timed:
                 longer = guessed_seconds(self.configs[other], self.peak) / guessed_seconds(best.config, self.peak)
-                reckoned[other] = replace(self.candidate(other, longer * best.step_seconds), timed=False)
+                reckoned[other] = replace(self.at(other, longer * best.step_seconds), timed=False)
         return reckoned
 
     def following(self, known: dict[int, Candidate]) -> Candidate | None:
@@ -133,21 +146,14 @@ def settled(timed: dict[int, float | None]) -> dict[int, float]:
     return dict(sorted(found.items()))
 
 
-def candidate(name: str, config: RunConfig, step_seconds: float, text: Text, seconds: float) -> Candidate:
-    """What is predicted of a config whose steps take `step_seconds`."""
-    tokens = int((1 - OVERHEAD) * seconds / step_seconds * tokens_per_step(config))
-    tokens = min(tokens, most_tokens(config, text))
-    return Candidate(name, config, step_seconds, tokens, predicted(config, tokens, text))
-
-
-def likeliest(rungs: list[RunConfig], text: Text, peak: float, seconds: float) -> int:
+def likeliest(rungs: list[RunConfig], text: TextStatistics, peak: float, seconds: float) -> int:
     """The rung to begin with: the lowest prediction if steps took as long as `guessed_seconds` says."""
 
     def guess(config: RunConfig) -> float:
-        return candidate(name_of(config), config, guessed_seconds(config, peak), text, seconds).bits_per_byte
+        return Candidate.of(config, guessed_seconds(config, peak), text, seconds).bits_per_byte
 
     return min(range(len(rungs)), key=lambda place: guess(rungs[place]))
 
 
-def most_tokens(config: RunConfig, text: Text) -> int:
+def most_tokens(config: RunConfig, text: TextStatistics) -> int:
     return config.budget.most_tokens or max(MOST_EPOCHS * text.tokens, tokens_per_step(config))

@@ -1,4 +1,5 @@
-"""Does it fit into memory? From an estimate, and where that comes near to what is free, from a step in another process.
+"""Whether a step fits into memory: by an estimate, and where that comes near to what is free, by a step in another
+process.
 
 Nothing is raised on a CPU when memory runs out, so it must be known before. On a GPU something is: training then halves
 its micro-batches (training/memory.py).

@@ -11,7 +11,7 @@ from lightwell.config.run import RunConfig, changed
 from lightwell.errors import ConfigError
 from lightwell.model.count import flops_per_token, parameters_of_blocks
 from lightwell.planner.predict import predict_bits_per_byte
-from lightwell.planner.text import Text
+from lightwell.planner.text import TextStatistics
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ LADDER = (
 HEAD_DIM = {"modern": 128, "gpt2": 64}  # numbers of a head, where the heads are left open
 
 
-def candidates(config: RunConfig, vocab_size: int, processes: int = 1) -> dict[str, RunConfig]:
+def rungs_for(config: RunConfig, vocab_size: int, processes: int = 1) -> dict[str, RunConfig]:
     """The rungs of the ladder around what is fixed, smallest first. Of those that become the same model the batch of
     the one nearest in size: predictions know nothing of batches. ConfigError if none fits."""
     rungs: list[tuple[float, RunConfig]] = []
@@ -111,6 +111,6 @@ def guessed_seconds(config: RunConfig, peak: float) -> float:
     return flops / (0.58 * peak) + 0.001 * model.n_layers
 
 
-def predicted(config: RunConfig, tokens: int, text: Text) -> float:
+def predicted(config: RunConfig, tokens: int, text: TextStatistics) -> float:
     model = config.model.complete()
     return predict_bits_per_byte(parameters_of_blocks(model), max(1, tokens), text, model.context_length)

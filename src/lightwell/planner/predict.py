@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from lightwell.planner.text import USUAL_FAR, USUAL_PHRASES, USUAL_VOCABULARY, Text
+from lightwell.planner.text import USUAL_FAR, USUAL_PHRASES, USUAL_VOCABULARY, TextStatistics
 
 
 class Law(NamedTuple):
@@ -51,7 +51,9 @@ PARAMETERS_PER_TOKEN = 64  # different tokens of the text: more parameters have 
 REPETITION = 15.4  # epochs after which repeating has lost most of its use
 
 
-def predict_bits_per_byte(in_blocks: int, tokens: int, text: Text, context_length: int = USUAL_CONTEXT) -> float:
+def predict_bits_per_byte(
+    in_blocks: int, tokens: int, text: TextStatistics, context_length: int = USUAL_CONTEXT
+) -> float:
     """Expected held-out bits per byte of a model with so many parameters in its blocks, after `tokens` of `text`; not
     more than guessing would have."""
     law = SHORT if text.tokens < LEAST_LONG else LONG

@@ -1,6 +1,6 @@
 """How much text a run will see in its budget: by that a vocabulary is chosen, and a part of a huge folder is read.
 
-All before there is a tokenizer, so it is about: one small model is timed (`slowness`), the others are reckoned from it.
+An estimate, since there is no tokenizer yet: one small model is timed (`slowness`), the others are scaled from it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import math
 
 from lightwell.config.run import RunConfig
 from lightwell.planner.climb import OVERHEAD, TRIAL_SECONDS, TRIAL_SHARE
-from lightwell.planner.ladder import candidates, guessed_seconds, predicted, tokens_per_step
+from lightwell.planner.ladder import guessed_seconds, predicted, rungs_for, tokens_per_step
 from lightwell.planner.step_time import measure_step_seconds
 from lightwell.planner.text import typical_text
 from lightwell.runtime.device import Device
@@ -19,14 +19,14 @@ LEAST_READ = 6_000_000  # bytes, however little the machine seems to do just now
 READ_AHEAD = 1.5  # times the text that the budget can consume is prepared
 BYTES_PER_TOKEN = 3.0  # about, of the vocabularies chosen here
 TYPICAL_VOCAB_SIZE = 1024  # of a tokenizer that does not exist yet
-USUALLY = 1.0  # a step takes of what `guessed_seconds` says
+USUALLY = 1.0  # `slowness` where nothing was timed
 NEARLY = 1.015  # a model that may turn out to be the best, when there is little to tell by
 
 
 def slowness(config: RunConfig, device: Device, peak: float, seconds: float) -> float:
     """How many times as long as `guessed_seconds` says a step takes here: a small model is timed, for a moment. Where
     the sizes are fixed and too large for that: as on other machines."""
-    rungs = list(candidates(config, config.model.vocab_size or TYPICAL_VOCAB_SIZE).values())
+    rungs = list(rungs_for(config, config.model.vocab_size or TYPICAL_VOCAB_SIZE).values())
     small = rungs[min(1, len(rungs) - 1)]
     guess = guessed_seconds(small, peak)
     limit = min(0.2 * TRIAL_SHARE * seconds, TRIAL_SECONDS)
@@ -46,15 +46,13 @@ def vocab_size_for(
 def bytes_seen(
     config: RunConfig, peak: float, seconds: float | None, slower: float = USUALLY, processes: int = 1
 ) -> float | None:
-    """How many bytes of text so many processes will train on in the budget, repeated ones too; None for one of steps.
-
-    About: one small model was timed (`slowness`).
-    """
+    """About how many bytes of text so many processes will train on in the budget, repeated ones too; None for one of
+    steps."""
     if config.budget.tokens:
         return BYTES_PER_TOKEN * config.budget.tokens
     if seconds is None:
         return None
-    rungs = list(candidates(config, TYPICAL_VOCAB_SIZE).values())
+    rungs = list(rungs_for(config, TYPICAL_VOCAB_SIZE).values())
     return BYTES_PER_TOKEN * likely_tokens(rungs, peak, (1 - OVERHEAD) * seconds, slower, processes)
 
 
@@ -67,10 +65,10 @@ def bytes_to_read(
     slower: float = USUALLY,
     processes: int = 1,
 ) -> int | None:
-    """How much of a large text so many processes can consume in the budget, times 1.5; None if that is all of it."""
+    """Bytes of a large text that so many processes can consume in the budget, times READ_AHEAD; None if that is all."""
     if seconds is None or text_bytes <= LEAST_READ:
         return None
-    rungs = list(candidates(config, vocab_size).values())
+    rungs = list(rungs_for(config, vocab_size).values())
     tokens = likely_tokens(rungs, peak, seconds, slower, processes, NEARLY)
     most = max(LEAST_READ, int(READ_AHEAD * tokens * (math.log2(vocab_size) / 2 - 2)))  # bytes a token: 3 of 1024
     return most if most < text_bytes else None

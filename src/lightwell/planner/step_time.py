@@ -81,8 +81,8 @@ def measure_step_seconds(config: RunConfig, device: Device, rounds: int = 5, lim
 
     On a CPU a batch that would take long is tried in part first; then whole if it fits into the free memory and will be
     done within `limit` seconds; if not, a step's time is a line over its tokens, drawn through two numbers of them.
-    Elsewhere one micro-batch is tried, and two where there are more. A trial is a round that warms up and at least one
-    more; after `limit` seconds no further round begins.
+    Elsewhere one micro-batch is tried, and two where there are more. A trial is a round that warms up and, if that was
+    done within `limit` seconds, at least one more; after them no further round begins.
     """
     began = time.perf_counter()
     model_config = config.model.complete()
@@ -99,6 +99,7 @@ def measure_step_seconds(config: RunConfig, device: Device, rounds: int = 5, lim
     T = model_config.context_length
     per_row = T * flops_per_token(model_config, T)["total"]
     rows = min(at_once, max(1, int(TRIAL_FLOPS / per_row)))
+    length = max(1, min(T, int(T * TRIAL_FLOPS / per_row)))
     free = free_bytes()
 
     def fits(rows: int) -> bool:
@@ -106,28 +107,29 @@ def measure_step_seconds(config: RunConfig, device: Device, rounds: int = 5, lim
 
     if not fits(rows):
         return None
-    if rows == batch_size:
+    tokens, tried = batch_size * T, rows * length
+    if tried == tokens:
         return _usual(config, device, rows, rounds, limit)
-    seconds = _usual(config, device, rows, FEW, limit)
+    seconds = _usual(config, device, rows, FEW, limit, length)
     left = limit - (time.perf_counter() - began)
     has_room = free is not None and at_once == batch_size and fits(batch_size)
-    if has_room and (1 + FEW) * seconds * batch_size / rows < left:
+    if has_room and (1 + FEW) * seconds * tokens / tried < left:
         return _usual(config, device, batch_size, rounds, left)
     # Of a single sequence, half: Muon takes as long for one as for all of them.
-    fewer, length = (rows // 2, T) if rows > 1 else (1, max(1, T // 2))
-    less = fewer * length / (rows * T)
-    each = (seconds - _usual(config, device, fewer, FEW, left, length)) / (1 - less) / rows if less < 1 else seconds
-    return seconds + max(each, 0.25 * seconds / rows) * (batch_size - rows)
+    fewer, length = (rows // 2, length) if rows > 1 else (1, max(1, length // 2))
+    less = fewer * length
+    each = (seconds - _usual(config, device, fewer, FEW, left, length)) / (tried - less) if less < tried else seconds
+    return seconds + max(each, 0.25 * seconds / tried) * (tokens - tried)
 
 
 def _usual(config: RunConfig, device: Device, rows: int, rounds: int, limit: float, length: int | None = None) -> float:
     """Seconds of a step with so many sequences, the median of some: a run has bad moments too."""
     began = time.perf_counter()
     trial = Trial(config, device, rows, length=length)
-    times: list[float] = []
-    while len(times) <= rounds and (len(times) < 2 or time.perf_counter() - began < limit):
+    times = [trial.step()]
+    while len(times) <= rounds and (time.perf_counter() - began < limit or (len(times) < 2 and times[0] < limit)):
         times.append(trial.step())
-    return statistics.median(times[1:])
+    return statistics.median(times[1:] or times)
 
 
 def step_of_parts(config: RunConfig, device: Device, rounds: int, limit: float, compile: bool = False) -> Parts:

@@ -24,8 +24,9 @@ import numpy as np
 from lightwell.data.dataset import Dataset
 from lightwell.data.windows import window_hashes
 
-COUNTED, LOOKED_AT = 1_500_000, 120_000  # tokens, to count and to predict: of longer texts a part, so that figures of
-PIECE = 1000  # long and short ones can be compared; in pieces of so many, from all over
+# Of a long text only so many tokens are counted and predicted, in pieces from all over it, so that its figures can be
+# compared with a shorter one's.
+COUNTED, LOOKED_AT, PIECE = 1_500_000, 120_000, 1000
 USUAL_VOCABULARY, USUAL_FAR, USUAL_FARTHER, USUAL_PHRASES = 512, 0.86, 0.97, 1.2  # of a text with 2048 different tokens
 ORDER = 3  # tokens in a row that are counted
 NEAR, HALFWAY, NEARBY = 32, 250, 500  # tokens back to copy from
@@ -36,7 +37,7 @@ MUCH_OVERLAP = 0.1  # from here on a held-out loss tells less about new text
 
 
 @dataclass(frozen=True)
-class Text:
+class TextStatistics:
     """`tokens` to train on; the others as above."""
 
     tokens: int
@@ -50,12 +51,12 @@ class Text:
     guessing: float = math.inf
 
 
-def typical_text(tokens: int) -> Text:
+def typical_text(tokens: int) -> TextStatistics:
     """What to expect of prose and code before any of it was prepared; counting knows less of a short one."""
-    return Text(tokens, 1.6 * (COUNTED / min(tokens, COUNTED)) ** 0.11, 0.87, USUAL_VOCABULARY)
+    return TextStatistics(tokens, 1.6 * (COUNTED / min(tokens, COUNTED)) ** 0.11, 0.87, USUAL_VOCABULARY)
 
 
-def describe(dataset: Dataset) -> Text:
+def describe(dataset: Dataset) -> TextStatistics:
     """Look at a prepared text; a fraction of a second."""
     vocab_size, tokens = dataset.tokenizer.vocab_size, min(len(dataset.train), COUNTED)
     train = dataset.train.scattered(tokens, max(1, tokens // PIECE))
@@ -69,7 +70,7 @@ def describe(dataset: Dataset) -> Text:
         nats = (nats + loss(ngram_chances(train[~once], val, vocab_size))) / 2
     nats *= loss(with_repetition(chances, train, val)) / max(1e-9, loss(chances))
     nats_per_bit_per_byte = math.log(2) * bytes_per_token
-    return Text(
+    return TextStatistics(
         len(dataset.train),
         difficulty=max(1e-9, nats) / nats_per_bit_per_byte,
         copying=loss(copied) / max(1e-9, loss(chances[: copied.size])),
@@ -191,7 +192,7 @@ def _times(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 def overlaps(train: np.ndarray, val: np.ndarray) -> tuple[float, np.ndarray]:
     """The share of the tokens of `val` (n,) that stand in passages of PASSAGE and more that `train` (m,) has too; and
-    which of `train` stand in those of them that it has once (m,)."""
+    which tokens of `train` (m,) lie in such passages that stand in it only once."""
     if min(len(train), len(val)) < PASSAGE:
         return 0.0, np.zeros(len(train), bool)
     read, held_out = window_hashes(train, PASSAGE), window_hashes(val, PASSAGE)

@@ -8,6 +8,7 @@ elsewhere.
 from __future__ import annotations
 
 import contextlib
+import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -50,11 +51,11 @@ class Device:
             torch.mps.empty_cache()
 
     def describe(self) -> str:
-        name = (
-            torch.cuda.get_device_name(self.torch_device)
-            if self.kind == "cuda"
-            else f"{torch.get_num_threads()} threads"
-        )
+        """What it is, for people: "cpu (2 threads), float32"."""
+        if self.kind == "cuda":
+            name = torch.cuda.get_device_name(self.torch_device)
+        else:
+            name = f"{torch.get_num_threads()} threads" if self.kind == "cpu" else platform.processor()
         return f"{self.torch_device} ({name}), {str(self.dtype).removeprefix('torch.')}"
 
 

@@ -25,7 +25,7 @@ def free_bytes(cgroup: Path = Path("/sys/fs/cgroup"), meminfo: Path = Path("/pro
 
 
 def _cached(stat: Path) -> int:
-    """Bytes of files that are kept in memory while nobody needs it: they count as used, and are given up first."""
+    """Bytes of cached files: they count as used, and the system gives them up first."""
     rows = dict(line.split() for line in stat.read_text().splitlines()) if stat.is_file() else {}
     total = "total_" if "total_inactive_file" in rows else ""  # version 1: with the groups below this one
     return sum(int(rows.get(f"{total}{kind}_file", 0)) for kind in ("inactive", "active"))

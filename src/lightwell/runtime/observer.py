@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+Progress = Callable[[int, int | None, str], None]  # of other long work: done, of how many (None: unknown), of what
 
 
 @dataclass(frozen=True)
@@ -16,7 +19,6 @@ class StepReport:
     gradient_norm: float
     lr_scale: float
     tokens: int
-    seconds: float
     tokens_per_second: float
     mfu: float | None = None  # share of the measured matrix-product peak
     seconds_left: float | None = None

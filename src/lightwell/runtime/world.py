@@ -28,12 +28,10 @@ T = TypeVar("T")
 
 
 class World:
-    """`rank` of `size` processes; `local_rank` of `local_size` on this machine."""
+    """`rank` of `size` processes, of which `local_size` are on this machine."""
 
-    def __init__(
-        self, rank: int = 0, size: int = 1, local_rank: int = 0, local_size: int = 1, store: dist.Store | None = None
-    ) -> None:
-        self.rank, self.size, self.local_rank, self.local_size = rank, size, local_rank, local_size
+    def __init__(self, rank: int = 0, size: int = 1, local_size: int = 1, store: dist.Store | None = None) -> None:
+        self.rank, self.size, self.local_size = rank, size, local_size
         self.watch: Watch | None = None
         self._store = store
         self._said = 0  # values that rank 0 has told so far
@@ -112,9 +110,8 @@ def join_world(device_kind: str = "cpu") -> Iterator[World]:
     if size == 1:
         yield World()
         return
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if device_kind == "cuda":
-        torch.cuda.set_device(local_rank)
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     seconds = float(os.environ.get("LIGHTWELL_HANG_SECONDS", HANG_SECONDS))
     store, rank, _ = next(dist.rendezvous("env://"))
     # gloo beside nccl: flags travel as CPU tensors, gradients as CUDA ones
@@ -125,7 +122,7 @@ def join_world(device_kind: str = "cpu") -> Iterator[World]:
     of_group, prefix = dist.PrefixStore(f"torch/{attempt}", store), f"lightwell/{attempt}"
     dist.init_process_group(backend, store=of_group, rank=rank, world_size=size, timeout=patience)
     ours = dist.PrefixStore(prefix, store)
-    world = World(rank, size, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", "1")), ours)
+    world = World(rank, size, int(os.environ.get("LOCAL_WORLD_SIZE", "1")), ours)
     world.watch = Watch(dist.PrefixStore(prefix, store.clone()), rank, size, seconds)
     try:
         yield world

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,10 @@ from typing import Any
 import torch
 
 from lightwell.runtime.device import Device
+from lightwell.runtime.observer import Progress
 from lightwell.selftest.operations import Row, check_operations
 from lightwell.selftest.resume import check_resume
 from lightwell.selftest.steps import FAMILIES, check_family
-
-Progress = Callable[[int, int | None, str], None]
 
 
 @dataclass(frozen=True)

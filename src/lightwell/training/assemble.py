@@ -14,7 +14,7 @@ from lightwell.data.batches import Batch, Batches
 from lightwell.data.dataset import Dataset
 from lightwell.data.prefetch import Prefetch
 from lightwell.errors import UserError
-from lightwell.evaluation.copies import SEARCHED
+from lightwell.evaluation.copies import SAMPLE_TOKENS, SEARCHED
 from lightwell.evaluation.loss import evaluate_stream
 from lightwell.evaluation.report import Evaluation
 from lightwell.model.build import GPT
@@ -42,13 +42,14 @@ from lightwell.training.record import Record
 from lightwell.training.replicas import Replicas
 from lightwell.training.saver import Saver, save_every
 from lightwell.training.state import TrainState
-from lightwell.training.step import to
+from lightwell.training.step import split, to
 
 EVALUATIONS = 10  # over a run, unless the config says otherwise
 EVALUATION_SHARE = 0.005  # tokens of each of them, as a share of all tokens trained on
 SLOW_DISK, SLOW_MEMORY = 2e8, 5e9  # bytes per second
 COUNTED, PLACES = 4_000_000, 10_000  # tokens whose pairs are counted, and from how many places of a longer text
 LONG = 2.0  # seconds, for timing steps before a run
+EVALUATION_COST = 0.4  # of a step's time for each token: a third of its products, and what is not products
 SEARCH_SPEED = 5e6  # bytes of training text per second, in which the sample's longest copy is looked for
 
 
@@ -214,7 +215,7 @@ def time_a_step(
         while len(times) < rounds and not (alone and sum(times) > LONG):
             start, done = time.perf_counter(), 0
             try:
-                for ids, targets in zip(batch.ids.split(micro_batch_size), batch.targets.split(micro_batch_size)):
+                for ids, targets in split(batch, micro_batch_size):
                     with device.autocast(), fused(not replicas.compiled):
                         loss_sum, _ = replicas.forward(to(ids, device), to(targets, device))
                         loss_sum.backward()
@@ -232,18 +233,17 @@ def time_a_step(
 
 
 def reserve_seconds(config: RunConfig, pace: Pace, dataset: Dataset, n_parameters: int) -> float:
-    """Time to keep for what follows the last step of a run of minutes: the last evaluations (a third of training's
-    products for each token), the save, reading it back, a sample of 120 tokens, which reads each weight as often, and
-    whether that is copied from the text.
+    """Time to keep for what follows the last step of a run of minutes: the last evaluations, the save, reading it back,
+    a sample, which reads each weight once for each token, and whether that is copied from the text.
     """
     steps = int(60 * (config.budget.minutes or 0) / pace.step_seconds)
     tokens = min(len(dataset.val), outcome_tokens(steps, pace.tokens_per_step))
     tokens += min(len(dataset.val), cadence(config, steps, pace.step_seconds, pace.tokens_per_step)["eval_tokens"])
-    return closing_seconds(dataset, n_parameters) + 0.4 * pace.step_seconds / pace.tokens_per_step * tokens
+    return closing_seconds(dataset, n_parameters) + EVALUATION_COST * pace.step_seconds / pace.tokens_per_step * tokens
 
 
 def closing_seconds(dataset: Dataset, n_parameters: int) -> float:
     """Of what follows a run's last step, all that is not an evaluation."""
     weights = 4 * n_parameters
     searched = dataset.train.n_bytes * min(1, SEARCHED / max(1, len(dataset.train)))
-    return 1.0 + 2 * 3 * weights / SLOW_DISK + 120 * weights / SLOW_MEMORY + searched / SEARCH_SPEED
+    return 1.0 + 2 * 3 * weights / SLOW_DISK + SAMPLE_TOKENS * weights / SLOW_MEMORY + searched / SEARCH_SPEED

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from lightwell.config.run import RunConfig
 from lightwell.data.batches import Batches
@@ -153,7 +154,6 @@ def take_stock(t: Training, lag: int = 0) -> None:
             gradient_norm=norm,
             lr_scale=unread.lr_scale,
             tokens=tokens,
-            seconds=t.pace.step_seconds,
             tokens_per_second=rate,
             mfu=rate * t.flops_per_token / t.peak_flops if t.peak_flops else None,
             seconds_left=t.pace.seconds_left(t.state),
@@ -174,16 +174,16 @@ def where_it_began(t: Training, bad: Unread, kind: str) -> dict[str, Any]:
     found: dict[str, Any] = {"documents": sorted(set(documents.flatten().tolist()))[:100]}
     if kind == "nonfinite":
         parts = split(t.batches.batch(bad.data_step, t.world.rank, t.world.size), t.micro_batch_size)
-        layers = [first_bad_layer(t.replicas.model, partial(loss_again, t, bad, part)) for part in range(len(parts))]
+        again = [partial(loss_again, t, bad, number, *part) for number, part in enumerate(parts)]
+        layers = [first_bad_layer(t.replicas.model, forward) for forward in again]
         on_any = [layer for layers in t.world.gather(layers) for layer in layers if layer]
         weights = [layer for layer in on_any if layer.startswith("the weight ")]
         found["first_bad_layer"] = next(iter(weights + on_any), "the backward pass")
     return found
 
 
-def loss_again(t: Training, bad: Unread, number: int) -> float:
-    """The loss of one micro-batch of a step, computed once more, with the same dropout masks."""
-    ids, targets = split(t.batches.batch(bad.data_step, t.world.rank, t.world.size), t.micro_batch_size)[number]
+def loss_again(t: Training, bad: Unread, number: int, ids: Tensor, targets: Tensor) -> float:
+    """The loss of micro-batch `number` of a step, computed once more, with the same dropout masks."""
     devices = [t.device.torch_device] if t.device.kind == "cuda" else []
     with torch.no_grad(), torch.random.fork_rng(devices=devices), t.device.autocast():
         torch.manual_seed(fold(t.config.run.seed, "dropout", bad.step - 1, t.world.rank, number))

@@ -50,6 +50,7 @@ class Pace:
         self._expected = step_seconds
         self._marks: list[tuple[int, float]] = []  # step and time, from the oldest of which speed is measured
         self._resumed = False
+        self._planned = 0.0  # seconds that had passed when the end was last thought over
 
     def begin(self, state: TrainState) -> None:
         """Take the first decision, or take over what earlier sittings decided."""
@@ -69,9 +70,10 @@ class Pace:
         if more < 1:
             raise UserError(f"expected at least 1 step more, got {more}.")
         last = state.decided("steps", "extended")
-        if last and last["kind"] == "extended" and last["steps"] == last["begin"] + more and state.step < last["steps"]:
+        over = self.finished(state) if last else False
+        if last and last["kind"] == "extended" and last["steps"] == last["begin"] + more and not over:
             return
-        if last is None or not self.finished(state):
+        if last is None or not over:
             end = "the end" if last is None else f"step {last['steps']}"
             raise UserError(
                 f"expected a finished run to extend, got one at step {state.step} that goes on to {end}.",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import queue
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -72,16 +73,14 @@ class Saver:
             return
         self._saved = now
         self.world.at(state.step, "saving")
-        if self._writer is None:
-            for _ in self.replicas.weights():  # gathering whole tensors takes all processes
-                pass
-            for _ in self.optimizer.state_tensors():
-                pass
-            return
-        self.record.flush(durable=True)
-        self._writer.best_step = state.best_step
-        with suppress(StoppedEarly):  # `trouble` says so at the next step, to all processes
-            self._writer.submit(state.step, self.replicas.weights(), self.optimizer.state_tensors(), now, self.about)
+        weights, moments = self.replicas.weights(), self.optimizer.state_tensors()
+        if self._writer is not None:
+            self.record.flush(durable=True)
+            self._writer.best_step = state.best_step
+            with suppress(StoppedEarly):  # `trouble` says so at the next step, to all processes
+                self._writer.submit(state.step, weights, moments, now, self.about)
+        for _ in chain(weights, moments):  # gathering whole tensors takes all processes, also where none is written
+            pass
 
     def trouble(self) -> str | None:
         """Why saving has failed for good, if it has; passes on what the writing thread has said. For every step."""

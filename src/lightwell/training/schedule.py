@@ -2,7 +2,8 @@
 
 `wsd` is warm-up, stable, decay (Hu et al. 2024, MiniCPM; Hägele et al. 2024): the end may be moved until the decay
 begins. `cosine` is GPT-3's (Loshchilov and Hutter 2017; Brown et al. 2020), `constant` stays after the warm-up.
-An end that must be moved later, since the minutes would be missed, makes the rest of the decay steeper or flatter.
+An end that has to be moved after the decay began, since the minutes would be missed, makes the rest of the decay
+steeper or flatter.
 """
 
 from __future__ import annotations

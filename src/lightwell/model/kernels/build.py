@@ -67,7 +67,7 @@ def _loaded() -> tuple[ctypes.CDLL | None, str | None]:
                 _build(place, compiler, threads)
             return ctypes.CDLL(str(place)), None
     except subprocess.CalledProcessError as error:
-        return None, f"the C compiler failed: {error.stderr.strip().splitlines()[:1]}"
+        return None, f"the C compiler failed: {next(iter(error.stderr.strip().splitlines()), error)}"
     except (OSError, subprocess.TimeoutExpired) as error:
         return None, f"{type(error).__name__}: {error}"
 

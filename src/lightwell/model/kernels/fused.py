@@ -73,8 +73,8 @@ def heads(
 
 
 def attends(q: Tensor) -> bool:
-    """Whether `attend` is for so many queries (B, H, T, D): in float32 if there is a head for each thread, and else for
-    short windows."""
+    """Whether `attend` is faster than PyTorch's attention for queries (B, H, T, D): in float32 with at least one head
+    for each thread, and otherwise for short windows."""
     B, H, T, _ = q.shape
     return _in_c(B * H, q.dtype) or keeps_weights(B, H, T, q.dtype)
 
@@ -91,7 +91,7 @@ def keeps_weights(B: int, H: int, T: int, dtype: torch.dtype) -> bool:
 
 
 def kept_weights(T: int, dtype: torch.dtype) -> int:
-    """Bytes of them for each head of a sequence of T tokens."""
+    """Bytes of the weights that are kept for each head of a sequence of T tokens."""
     return dtype.itemsize * sum((rows.stop - rows.start) * rows.stop for rows in _blocks(T, BLOCKS[dtype]))
 
 
@@ -324,5 +324,5 @@ def _blocks(T: int, some: int) -> list[slice]:
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:
-    """Of the products that follow: autocast's, or that of `x`."""
+    """The dtype of the products that follow: autocast's, or that of `x`."""
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
