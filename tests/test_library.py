@@ -9,7 +9,7 @@ import torch
 
 import lightwell
 from lightwell.beginning import read_request
-from lightwell.errors import ConfigError, LockedError
+from lightwell.errors import ConfigError, LockedError, UserError
 from lightwell.files.lock import lock_folder
 from lightwell.inspection import describe_runs, find_runs, plan_summary
 from lightwell.show.units import size
@@ -69,6 +69,26 @@ def test_a_plan_looks_at_the_text_that_is_named(tmp_path):
     assert found["seconds"] <= 12
     assert not any("No text was named" in reason for reason in found["reasons"])
     assert any("No text was named" in reason for reason in plan_summary(minutes=0.2, preset="nano")["reasons"])
+
+
+def test_a_plan_refuses_what_training_would_and_says_that_a_vocabulary_is_smaller(run, tmp_path):
+    (tmp_path / "val.txt").write_text("Der Brunnen ist tief.\n" * 400)
+    with pytest.raises(UserError, match="expected text beside --val, got prepared data"):
+        plan_summary([run.dataset().path], val=[tmp_path / "val.txt"], steps=3)
+    (tmp_path / "few.txt").write_text("".join(f"Der Brunnen {n} ist tief.\n" for n in range(9000)))
+    settings = [*TINY[:-1], "model.vocab_size=5000"]
+    reasons = plan_summary([tmp_path / "few.txt"], steps=3, settings=settings)["reasons"]
+    (said,) = [reason for reason in reasons if reason.startswith("A vocabulary of ")]
+    assert "not 5,000" in said
+
+
+def test_several_prompts_are_gone_on_from_at_once(run):
+    prompts = ["Der Brunnen", "Der"]
+    generation = run.write(prompts, max_new_tokens=8, seed=3)
+    assert generation.finish() == [run.generate(prompt, max_new_tokens=8, seed=3) for prompt in prompts]
+    assert all(0 < len(ids) <= 8 for ids in generation.ids)
+    with pytest.raises(UserError, match="expected a list of at least one prompt"):
+        run.write([])
 
 
 def test_what_is_not_a_run(tmp_path):

@@ -11,7 +11,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -226,13 +226,7 @@ def open_or_prepare(
     """The prepared dataset that was named, or one made from the text in the run's own folder, of which so many
     processes will consume it. Raises UserError for settings that prepared data does not heed any more."""
     if text and len(text) == 1 and is_dataset(Path(text[0])):
-        if config.data.val or config.data.limit_bytes:
-            raise UserError(
-                f"expected text beside {'--val' if config.data.val else 'data.limit_bytes'}, got prepared data in"
-                f" {text[0]}, which has its own held-out part and length.",
-                "Prepare the text anew with `lightwell prepare TEXT --val HELD_OUT --out FOLDER`.",
-            )
-        dataset = open_dataset(Path(text[0]), verify=True)
+        dataset = open_prepared(Path(text[0]), config, verify=True)
         if parent and dataset.tokenizer.hash != parent.tokenizer.hash:
             raise UserError(
                 f"expected data prepared with the tokenizer of {parent.path}, got another one in {text[0]}.",
@@ -279,6 +273,17 @@ def open_or_prepare(
     )
 
 
+def open_prepared(path: Path, config: RunConfig, verify: bool = False) -> Dataset:
+    """A dataset that was prepared earlier. Raises UserError for settings that it does not heed any more."""
+    if config.data.val or config.data.limit_bytes:
+        raise UserError(
+            f"expected text beside {'--val' if config.data.val else 'data.limit_bytes'}, got prepared data in {path},"
+            " which has its own held-out part and length.",
+            "Prepare the text anew with `lightwell prepare TEXT --val HELD_OUT --out FOLDER`.",
+        )
+    return open_dataset(path, verify=verify)
+
+
 def plan_run(
     config: RunConfig,
     dataset: Dataset,
@@ -298,10 +303,19 @@ def plan_run(
             f"expected a vocabulary of at most {config.model.vocab_size} tokens, got a tokenizer of {vocab_size}.",
             "Leave model.vocab_size out, and the tokenizer decides.",
         )
-    text = describe(dataset)
+    text, most = describe(dataset), config.model.vocab_size or 0
     config = changed(config, model={"vocab_size": vocab_size})
     unpredicted = f"Begins with the weights of {parent.path}; of such a run nothing is predicted." if parent else ""
-    return choose(config, vocab_size, text, device, peak, seconds_left(config, began), processes, unpredicted)
+    choice = choose(config, vocab_size, text, device, peak, seconds_left(config, began), processes, unpredicted)
+    return replace(choice, said=of_vocabulary(most, dataset.tokenizer) | choice.said)
+
+
+def of_vocabulary(most: int, tokenizer: Tokenizer) -> dict[str, str]:
+    """A sentence where a learned vocabulary is smaller than was asked for."""
+    if tokenizer.kind != "bpe" or tokenizer.vocab_size >= most:
+        return {}
+    said = f"A vocabulary of {tokenizer.vocab_size:,}, not {most:,}: the text has no more pairs that occur twice."
+    return {"vocabulary": said}
 
 
 def require_same_shape(parent: Run, asked: dict[str, Any]) -> None:

@@ -13,7 +13,9 @@ import tomli_w
 
 from lightwell.beginning import (
     Request,
+    of_vocabulary,
     open_or_prepare,
+    open_prepared,
     plan_run,
     read_request,
     require_kind,
@@ -23,7 +25,7 @@ from lightwell.beginning import (
 from lightwell.config.presets import PRESETS
 from lightwell.config.presets import preset as read_preset
 from lightwell.config.run import RunConfig, changed, parse, to_raw
-from lightwell.data.dataset import Dataset, is_dataset, open_dataset
+from lightwell.data.dataset import Dataset, is_dataset
 from lightwell.data.prepare import prepare
 from lightwell.data.sources import collect, shown
 from lightwell.errors import RunError, UserError
@@ -302,7 +304,7 @@ def _planned(config: RunConfig, asked: Request, device: Device, progress: Progre
     trained on for minutes, is looked at, a part of a long one."""
     peak, began = measure_peak_flops(device), time.perf_counter()
     if asked.text and len(asked.text) == 1 and is_dataset(Path(asked.text[0])):
-        dataset = open_dataset(Path(asked.text[0]))
+        dataset = open_prepared(Path(asked.text[0]), config)
         require_kind(asked, dataset.tokenizer, dataset.path)
         return plan_run(config, dataset, device, None, peak, began), peak
     has_text = bool(asked.text) or config.model.missing()
@@ -317,9 +319,11 @@ def _planned(config: RunConfig, asked: Request, device: Device, progress: Progre
         with tempfile.TemporaryDirectory() as parent:
             dataset = open_or_prepare(asked.text, Path(parent), part, device, None, peak, quiet, progress)
             text, vocab_size = describe(dataset), dataset.tokenizer.vocab_size
+            said = of_vocabulary(config.model.vocab_size or 0, dataset.tokenizer)
         text = replace(text, tokens=int(text.tokens * n_bytes / read))
         config = changed(config, model={"vocab_size": vocab_size})
-        return choose(config, vocab_size, text, device, peak, seconds_left(config, began)), peak
+        choice = choose(config, vocab_size, text, device, peak, seconds_left(config, began))
+        return replace(choice, said=said | choice.said), peak
     vocab_size = vocab_size_for(config, n_bytes, peak, None)
     text = typical_text(max(1, int(n_bytes / BYTES_PER_TOKEN)))
     choice = choose(changed(config, model={"vocab_size": vocab_size}), vocab_size, text, device, peak, seconds)

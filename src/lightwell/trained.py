@@ -21,7 +21,7 @@ from lightwell.evaluation.loss import evaluate_stream
 from lightwell.evaluation.report import Evaluation
 from lightwell.files.limits import safetensors_header
 from lightwell.files.paths import command
-from lightwell.generation.engine import Engine
+from lightwell.generation.engine import Engine, Generation
 from lightwell.generation.sample import TEMPERATURE, Sampling
 from lightwell.model.build import GPT
 from lightwell.model.count import parameters
@@ -95,9 +95,18 @@ class Run:
         """Every recorded metric as a list of (step, value)."""
         return metrics_of(self.path)
 
-    def stream(
+    def stream(self, prompt: str = "", **options: Any) -> Iterator[str]:
+        """Text that goes on from `prompt`, piece by piece, never half a character. Options as those of `write`."""
+        generation = self.write([prompt], **options)  # a prompt that is refused is so before anything is shown
+        return (piece for (piece,) in generation)
+
+    def generate(self, prompt: str = "", **options: Any) -> str:
+        """The text of `stream` at once, without the prompt."""
+        return "".join(self.stream(prompt, **options))
+
+    def write(
         self,
-        prompt: str = "",
+        prompts: Sequence[str],
         *,
         max_new_tokens: int = 200,
         temperature: float = TEMPERATURE,
@@ -108,32 +117,20 @@ class Run:
         stop: Sequence[str] = (),
         seed: int = 0,
         truncate_prompt: bool = False,
-    ) -> Iterator[str]:
-        """Text that goes on from `prompt`, piece by piece, never half a character. Temperature 0: the likeliest.
+    ) -> Generation:
+        """Go on from several prompts at once: an iterator over the next piece of each; `texts` holds all so far.
 
-        Raises UserError for a prompt longer than the context, unless `truncate_prompt`: then its end is gone on from.
+        Temperature 0: always the likeliest token. Raises UserError for a prompt longer than the context, unless
+        `truncate_prompt`: then its end is gone on from.
         """
-        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-        engine = Engine(self.model, self.tokenizer)
-        with self.device.autocast():  # its cache has the dtype of what is cached
-            pieces = engine.stream(
-                [prompt], max_new_tokens=max_new_tokens, sampling=sampling, stop=list(stop), seed=seed,
-                truncate_prompt=truncate_prompt,
-            )  # fmt: skip
-
-        def write() -> Iterator[str]:
-            while True:
-                with self.device.autocast():  # for one token: the caller's own products in between stay as they are
-                    piece = next(pieces, None)
-                if piece is None:
-                    return
-                yield piece[0]
-
-        return write()  # a prompt that is refused has been by now, before anything is shown
-
-    def generate(self, prompt: str = "", **options: Any) -> str:
-        """The text of `stream` at once, without the prompt."""
-        return "".join(self.stream(prompt, **options))
+        return Engine(self.model, self.tokenizer, self.device.autocast).stream(
+            prompts,
+            max_new_tokens=max_new_tokens,
+            sampling=Sampling(temperature, top_k, top_p, min_p, repetition_penalty),
+            stop=list(stop),
+            seed=seed,
+            truncate_prompt=truncate_prompt,
+        )
 
     def evaluate(self, text: Text | None = None, progress: Progress = quiet) -> Evaluation:
         """Held-out loss and bits per byte, of the run's own held-out part or of other text (see evaluation/loss.py)."""

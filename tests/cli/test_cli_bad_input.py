@@ -922,3 +922,33 @@ def test_a_run_whose_metrics_are_destroyed_is_not_said_to_have_stopped(capsys, c
     assert "unknown" in shown
     assert "got no metrics" in shown
     assert "stopped" not in shown
+
+
+def test_a_file_of_prompts(capsys, trained, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("Line\n\nthe wells\n", encoding="utf-8")
+    asked = ["generate", str(trained), "--prompts", str(prompts), "--max-new-tokens", "5"]
+    assert run([*asked, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["texts"]) == 2
+    assert found["tokens"] <= 10
+    assert run(asked) == 0
+    assert capsys.readouterr().out.count("Line" + found["texts"][0]) == 1
+    for content, word in (("\n \n", "a prompt in each line"), (b"gr\xfcn\n", "UTF-8")):
+        prompts.write_bytes(content.encode() if isinstance(content, str) else content)
+        code, sentence = said(capsys, *asked)
+        assert (code, one_sentence(sentence), word in sentence) == (2, True, True)
+    for arguments, word in (((*asked, "Line"), "got both"), ((*asked[:3], str(tmp_path / "none")), "none")):
+        code, sentence = said(capsys, *arguments)
+        assert (code, one_sentence(sentence), word in sentence) == (2, True, True)
+
+
+def test_what_smaller_weights_cost_is_measured(capsys, trained):
+    bits = []
+    for quantize in ([], ["--quantize", "int8"], ["--quantize", "bf16"]):
+        assert run(["evaluate", str(trained), *quantize, "--json"]) == 0
+        bits.append(json.loads(capsys.readouterr().out)["bits_per_byte"])
+    assert bits[0] not in bits[1:]
+    assert bits == pytest.approx([bits[0]] * 3, rel=0.01)
+    code, sentence = said(capsys, "evaluate", str(trained), "--quantize", "")
+    assert (code, one_sentence(sentence)) == (2, True)

@@ -209,4 +209,4 @@ def test_the_command_says_the_temperature_that_everything_else_has() -> None:
     from lightwell.trained import Run
 
     assert signature(generate).parameters["temperature"].default.default == TEMPERATURE
-    assert signature(Run.stream).parameters["temperature"].default == TEMPERATURE
+    assert signature(Run.write).parameters["temperature"].default == TEMPERATURE

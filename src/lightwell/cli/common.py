@@ -53,17 +53,17 @@ def piped() -> str:
     try:
         return sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError:
-        raise _not_utf8() from None
+        raise not_utf8() from None
 
 
 def in_utf8(text: str) -> str:
     """`text`, if it can be written in UTF-8; UserError otherwise."""
     if not is_utf8(text):
-        raise _not_utf8()
+        raise not_utf8()
     return text
 
 
-def _not_utf8() -> UserError:
+def not_utf8() -> UserError:
     return UserError("expected text in UTF-8, got other bytes.", "Convert it: iconv -f latin1 -t utf-8 FILE")
 
 

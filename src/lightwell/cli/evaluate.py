@@ -13,6 +13,7 @@ app = make_app()
 def evaluate(
     run: str = typer.Argument(help="The run's folder."),
     text: list[str] = typer.Argument(None, help="Files and folders of text; none: the run's own held-out part."),
+    quantize: str = typer.Option(None, help="As with int8 or bf16 weights (generate --quantize): what they cost."),
     device: str = typer.Option("auto", help="auto, cpu, cuda, cuda:1, mps."),
     json: bool = JSON,
 ) -> None:
@@ -21,7 +22,10 @@ def evaluate(
     from lightwell.trained import load
 
     with working() as progress:
-        found = load(run, device=device).evaluate(text or None, progress=progress)
+        opened = load(run, device=device)
+        if quantize is not None:
+            opened.quantize(quantize)
+        found = opened.evaluate(text or None, progress=progress)
     if json:
         show_json(found.to_dict())
     else:

@@ -32,7 +32,9 @@ def pretrain(
     from_: str = typer.Option(None, "--from", metavar="RUN", help="Begin with this run's weights and tokenizer."),
     out: str = typer.Option(None, help="The run's folder (runs/<name>-<n>). An unfinished run there is continued."),
     stop_after: float = typer.Option(None, metavar="MINUTES", help="Save and stop after so many, to be resumed later."),
-    profile: bool = typer.Option(False, "--profile", help="Profile ten steps: a Chrome trace and a table."),
+    profile: bool = typer.Option(
+        False, "--profile", help="Profile ten steps: a table, and lightwell-trace.json for Chrome."
+    ),
     force: bool = typer.Option(False, "--force", help="Continue the run in --out though it was asked for otherwise."),
     json: bool = JSON,
 ) -> None:

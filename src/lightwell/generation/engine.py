@@ -7,15 +7,18 @@ Every prompt is opened by the separator, as every document was in training, so a
 ends at the separator, at a stop string or after max_new_tokens. Beyond the model's context_length the last half of the
 context is kept (`window.py`). `naive.py` is the slow twin.
 
-Prompts in one batch know nothing of each other: each gets the text that it would get alone. Each has its own source of
-chance, made from the seed; only where the same prompt stands in a batch several times do the second and later ones get
-sources of their own, so that they are different texts.
+Prompts in one batch know nothing of each other: each gets the text that it would get alone, but for rounding, which can
+tell between two tokens that are about as likely, seldom in float32 and more often with smaller weights (`quantize.py`).
+Each has its own source of chance, made from the seed; only where the same prompt stands in a batch several times do the
+second and later ones get sources of their own, so that they are different texts.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
@@ -38,19 +41,20 @@ class Engine:
     """Generates text with a model and its tokenizer.
 
     `model(ids, cache=...)`: (B, T) int64 -> logits (B, T, V); it may be in training, and is left as it was. One
-    thread at a time: meanwhile its mode is another.
+    thread at a time: meanwhile its mode is another. `autocast`: a context that the model runs in.
     Raises TokenizerError for a tokenizer with more tokens than the model.
     """
 
-    def __init__(self, model: Model, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, model: Model, tokenizer: Tokenizer, autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    ) -> None:
         if tokenizer.vocab_size > (vocab_size := known_vocab_size(model.config)):
             raise TokenizerError(
                 f"expected a tokenizer of at most {vocab_size} tokens, as many as the model has, "
                 f"got one of {tokenizer.vocab_size}.",
                 "Use the tokenizer that the model was trained with.",
             )
-        self.model = model
-        self.tokenizer = tokenizer
+        self.model, self.tokenizer, self.autocast = model, tokenizer, autocast
 
     def stream(
         self,
@@ -148,6 +152,7 @@ class Generation(Iterator[list[str]]):
         seed: int,
     ) -> None:
         self.model, self.tokenizer, self.sampling = engine.model, engine.tokenizer, sampling
+        self._autocast = engine.autocast
         nth: Counter[tuple[int, ...]] = Counter()
         self._rows = []
         for prompt in prompts:
@@ -155,7 +160,7 @@ class Generation(Iterator[list[str]]):
             self._rows.append(_Row(self.tokenizer, stop, max_new_tokens, source))
             nth[tuple(prompt)] += 1
         self._active = [row for row in self._rows if row.ending is None]
-        with torch.inference_mode():
+        with torch.inference_mode(), self._autocast():  # the cache has the dtype of what is cached
             self._cached = CachedTexts(self.model, prompts, max_new_tokens)
 
     @property
@@ -169,6 +174,12 @@ class Generation(Iterator[list[str]]):
     @property
     def endings(self) -> list[str | None]:
         return [row.ending for row in self._rows]
+
+    def finish(self) -> list[str]:
+        """All texts, once each has ended."""
+        for _ in self:
+            pass
+        return self.texts
 
     def __next__(self) -> list[str]:
         if not self._active:
@@ -185,7 +196,7 @@ class Generation(Iterator[list[str]]):
 
     def _next_tokens(self) -> list[int]:
         """One more token for each text that goes on. The model's mode and torch's are the caller's again afterwards."""
-        with torch.inference_mode(), evaluating(self.model):
+        with torch.inference_mode(), evaluating(self.model), self._autocast():
             logits = self._cached.next_logits()[:, : self.tokenizer.vocab_size]
             sources = [row.source for row in self._active]
             tokens = sample(logits, self.sampling, self._histories(), sources).tolist()

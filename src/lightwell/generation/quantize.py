@@ -10,8 +10,7 @@ size make it faster. The products of a model (its linear layers, head included) 
 
            Only the weights lose precision: an input x is written as two digits of 8 bits each, high + low / 254, in
            units of max |x| / 127, which is finer than what bfloat16 keeps. Both digits go through one exact product of
-           whole numbers, side by side, so the weights still arrive once. Each row of x has its own unit: what comes out
-           for one text does not depend on which others stand in the batch.
+           whole numbers, side by side, so the weights still arrive once. Each row of x has a unit of its own.
 
 `weight` of either module is the matrix that it stands for, in float32: `F.linear(x, module.weight, module.bias)` is the
 twin. Sources: Jacob et al. 2018 (whole-number products); Dettmers et al. 2022 (why inputs need more than 8 bits).

@@ -23,7 +23,7 @@ from lightwell.planner.predict import LEAST_LONG
 from lightwell.planner.step_time import measure_step_seconds
 from lightwell.planner.text import COUNTED, MUCH_OVERLAP, PASSAGE, TextStatistics
 from lightwell.runtime.device import Device
-from lightwell.show.units import plural
+from lightwell.show.units import count, plural
 from lightwell.training.rates import decay_beside_muon, rate_beside_muon
 
 LEAST_STEPS = 100  # in which a model can begin to learn
@@ -170,13 +170,16 @@ def with_steps_enough(
     steps = best.tokens / tokens_per_step(best.config)
     rows = max(unit, int(batch_size * steps / LEAST_STEPS) // unit * unit)
     micro = best.config.train.micro_batch_size or batch_size  # as much as fits into memory
-    while rows < batch_size:
-        smaller = with_rows(best.config, rows, micro)
-        taken = measure(smaller)
-        if taken is not None and LEAST_RATE * taken * batch_size <= best.step_seconds * rows:
-            return Candidate.of(smaller, taken, text, seconds)
+    taken = measure(with_rows(best.config, rows, micro)) if rows < batch_size else None
+    if taken is None:
+        return best
+    each = (best.step_seconds - taken) / (batch_size - rows)  # a step's time is a line over its sequences
+    update = taken - each * rows
+    while rows < batch_size and LEAST_RATE * (update + each * rows) * batch_size > best.step_seconds * rows:
         rows *= 2
-    return best
+    if rows >= batch_size:
+        return best
+    return Candidate.of(with_rows(best.config, rows, micro), update + each * rows, text, seconds)
 
 
 def last_token(best: Candidate, text: TextStatistics) -> int:
@@ -215,12 +218,12 @@ def reasons(
     why = "the lowest prediction" if len(tried) > 1 else alone
     if unpredicted and len(tried) > 1:
         why = "which would be best of modern models with Muon"
-    if any(c.bits_per_byte < best.bits_per_byte for c in tried):
+    if len(tried) > 1 and any(c.bits_per_byte < best.bits_per_byte for c in tried):
         why += " of those that there was time for"
     size, steps = parameters(best.config.model.complete())["total"], best.tokens // tokens_per_step(best.config)
     bits = "" if unpredicted else f"{best.bits_per_byte:.3f} bits per byte expected from "
     said["chosen"] = (
-        f"Chosen: {best.name}, {why}: {size:,} parameters, {bits}{best.tokens / 1e6:.1f} M tokens,"
+        f"Chosen: {best.name}, {why}: {size:,} parameters, {bits}{count(best.tokens)} tokens,"
         f" {epochs:.1f} times the text."
     )
     if steps < LEAST_STEPS / 2:
