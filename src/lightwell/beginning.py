@@ -142,6 +142,8 @@ def begin_run(
     require_kind(asked, dataset.tokenizer, dataset.path)
     say(dataset.summary())
     choice = plan_run(config, dataset, device, parent, peak, began, processes)
+    if dataset.path == path / DATASET and parent is None:
+        choice = replace(choice, said=of_vocabulary(config.model.vocab_size, dataset.tokenizer) | choice.said)
     for reason in choice.reasons:
         say(reason)
     if parent is None and begins_with_pairs(choice.config.model.complete(), choice.config):
@@ -303,16 +305,15 @@ def plan_run(
             f"expected a vocabulary of at most {config.model.vocab_size} tokens, got a tokenizer of {vocab_size}.",
             "Leave model.vocab_size out, and the tokenizer decides.",
         )
-    text, most = describe(dataset), config.model.vocab_size or 0
+    text = describe(dataset)
     config = changed(config, model={"vocab_size": vocab_size})
     unpredicted = f"Begins with the weights of {parent.path}; of such a run nothing is predicted." if parent else ""
-    choice = choose(config, vocab_size, text, device, peak, seconds_left(config, began), processes, unpredicted)
-    return replace(choice, said=of_vocabulary(most, dataset.tokenizer) | choice.said)
+    return choose(config, vocab_size, text, device, peak, seconds_left(config, began), processes, unpredicted)
 
 
-def of_vocabulary(most: int, tokenizer: Tokenizer) -> dict[str, str]:
-    """A sentence where a learned vocabulary is smaller than was asked for."""
-    if tokenizer.kind != "bpe" or tokenizer.vocab_size >= most:
+def of_vocabulary(most: int | None, tokenizer: Tokenizer) -> dict[str, str]:
+    """A sentence where the vocabulary learned here is smaller than was asked for."""
+    if tokenizer.kind != "bpe" or tokenizer.vocab_size >= (most or 0):
         return {}
     said = f"A vocabulary of {tokenizer.vocab_size:,}, not {most:,}: the text has no more pairs that occur twice."
     return {"vocabulary": said}

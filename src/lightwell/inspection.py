@@ -319,7 +319,7 @@ def _planned(config: RunConfig, asked: Request, device: Device, progress: Progre
         with tempfile.TemporaryDirectory() as parent:
             dataset = open_or_prepare(asked.text, Path(parent), part, device, None, peak, quiet, progress)
             text, vocab_size = describe(dataset), dataset.tokenizer.vocab_size
-            said = of_vocabulary(config.model.vocab_size or 0, dataset.tokenizer)
+            said = of_vocabulary(config.model.vocab_size, dataset.tokenizer)
         text = replace(text, tokens=int(text.tokens * n_bytes / read))
         config = changed(config, model={"vocab_size": vocab_size})
         choice = choose(config, vocab_size, text, device, peak, seconds_left(config, began))

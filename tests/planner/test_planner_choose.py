@@ -453,9 +453,11 @@ def test_a_batch_is_not_cut_where_most_of_a_step_is_the_update(update, rows):
         taken.append(update + (1 - update) * smaller.train.batch_size / 32)
         return taken[-1]
 
-    cut = planner.with_steps_enough(best, TEXT, 1000.0, measure)
+    cut = planner.with_steps_enough(best, TEXT, 3 / (1 - climb.OVERHEAD), measure)
     assert cut.config.train.batch_size == rows
     assert len(taken) == 1
+    of_a_short_text = planner.with_steps_enough(best, TEXT, 1000.0, measure)
+    assert of_a_short_text.config.train.batch_size == 1, "it is as many tokens in any case"
     assert rows == 32 or cut.step_seconds == pytest.approx(update + (1 - update) * rows / 32), "not what was hoped for"
 
 

@@ -48,7 +48,8 @@ def prepare(
     val: text to hold out; None: a part of `sources` is.
     limit_bytes: read only so much of `sources`, and of `val`: a choice of files that `seed` decides.
 
-    Raises DataError for text that cannot be used, UserError if `out` exists, SpaceError if the disk is too small.
+    Raises DataError for text that cannot be used and if `out` exists, UserError for another kind of tokenizer,
+    SpaceError if the disk is too small.
     """
     progress = progress or (lambda done, total, what: None)
     if os.path.lexists(out):

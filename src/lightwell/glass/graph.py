@@ -231,6 +231,6 @@ def _handed_on(operation: Operation, fresh: Mapping[int, Tensor]) -> dict[int, T
         return {}
     if operation.name == "detach":
         return {after.id: fresh[before.id]}
-    if before.source is after.source:
+    if before.source is not None and before.source is after.source:
         return {after.id: fresh[before.id] + (after.read().double() - before.read().double())}
     return {}

@@ -27,7 +27,7 @@ from lightwell.show.units import count, plural
 from lightwell.training.rates import decay_beside_muon, rate_beside_muon
 
 LEAST_STEPS = 100  # in which a model can begin to learn
-LEAST_RATE = 0.6  # of a whole batch's tokens a second: a smaller batch with less is mostly the update, and not taken
+LEAST_KEPT = 0.6  # of the tokens of larger batches: a smaller batch with less is mostly the update, and not taken
 LEAST_CONTEXT, LEAST_PREDICTED = 128, 300_000  # tokens of a window and of a run that predictions are for
 LARGE_STEP, MANY_STEPS = 4096, 500  # tokens: larger steps are for texts that have many of them
 SHORT_WINDOW = 512  # tokens, at most, for a short text
@@ -173,13 +173,15 @@ def with_steps_enough(
     taken = measure(with_rows(best.config, rows, micro)) if rows < batch_size else None
     if taken is None:
         return best
-    each = (best.step_seconds - taken) / (batch_size - rows)  # a step's time is a line over its sequences
-    update = taken - each * rows
-    while rows < batch_size and LEAST_RATE * (update + each * rows) * batch_size > best.step_seconds * rows:
+    each, fewest = (best.step_seconds - taken) / (batch_size - rows), rows
+
+    def cut(rows: int) -> Candidate:
+        """A step's time is a line over its sequences."""
+        return Candidate.of(with_rows(best.config, rows, micro), taken + each * (rows - fewest), text, seconds)
+
+    while rows < batch_size and cut(rows).tokens < LEAST_KEPT * best.tokens:
         rows *= 2
-    if rows >= batch_size:
-        return best
-    return Candidate.of(with_rows(best.config, rows, micro), update + each * rows, text, seconds)
+    return cut(rows) if rows < batch_size else best
 
 
 def last_token(best: Candidate, text: TextStatistics) -> int:
