@@ -28,7 +28,8 @@ from lightwell.files.paths import command
 from lightwell.files.space import require_space
 from lightwell.files.translate import os_errors
 from lightwell.planner.choose import LONG_RUN, Choice, choose, with_rates
-from lightwell.planner.fit import require_memory, saving_copy
+from lightwell.planner.fit import require_memory, saving_copy, with_rows
+from lightwell.planner.ladder import rungs_for
 from lightwell.planner.reading import (
     LEAST_READ,
     TYPICAL_VOCAB_SIZE,
@@ -138,6 +139,9 @@ def begin_run(
     if parent:
         own = config.model.model_dump(include=WEIGHTLESS, exclude_none=True)
         config = changed(config, model=parent.model_config.model_dump() | own)
+    smallest = next(iter(rungs_for(config, config.model.vocab_size or TYPICAL_VOCAB_SIZE, processes).values()))
+    one_by_one = with_rows(smallest, smallest.train.batch_size or 1, smallest.train.micro_batch_size or 1)
+    require_memory(one_by_one, device, processes)  # before a text is prepared for it
     dataset = open_or_prepare(asked.text, path, config, device, parent, peak, say, progress, processes)
     require_kind(asked, dataset.tokenizer, dataset.path)
     say(dataset.summary())

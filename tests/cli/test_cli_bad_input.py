@@ -924,6 +924,14 @@ def test_a_run_whose_metrics_are_destroyed_is_not_said_to_have_stopped(capsys, c
     assert "stopped" not in shown
 
 
+def test_a_model_that_no_memory_holds_is_refused_before_its_text_is_prepared(capsys, text_file, tmp_path):
+    out = tmp_path / "huge"
+    sizes = ["--set", "model.emb_dim=65536", "--set", "model.n_layers=100"]
+    code, sentence = said(capsys, "pretrain", str(text_file), "--minutes", "1", *sizes, "--out", str(out))
+    assert (code, one_sentence(sentence), "free memory" in sentence) == (2, True, True)
+    assert not out.exists()
+
+
 def test_a_file_of_prompts(capsys, trained, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("Line\n\nthe wells\n", encoding="utf-8")
