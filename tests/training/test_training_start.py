@@ -93,7 +93,7 @@ def test_how_much_text_is_read_heeds_the_model_that_a_run_begins_from(tmp_path, 
 
 def test_beside_another_runs_weights_another_shape_is_refused_and_dropout_is_not(tmp_path):
     asked = {"steps": 2, "val": HELD_OUT, "device": "cpu"}
-    parent = lightwell.pretrain(TEXT, out=tmp_path / "old", settings=SIZES, **asked)
+    parent = lightwell.pretrain(TEXT, out=tmp_path / "old", settings=[*SIZES, "model.context_length=128"], **asked)
     begun = {"weights_from": parent.path, **asked}
     with pytest.raises(UserError, match=r"got n_layers = 5"):
         lightwell.pretrain(TEXT, out=tmp_path / "no", settings=["model.n_layers=5"], **begun)
