@@ -56,13 +56,14 @@ MODULES = {  # name -> the module, and what it is called with: tensors of these 
     "pixel shuffle": (behind_pixels(lambda: nn.PixelShuffle(2)), [IMAGE]),
     "bicubic": (behind_pixels(lambda: nn.Upsample(scale_factor=2, mode="bicubic")), [IMAGE]),
     "unfold": (behind_pixels(lambda: nn.Unfold(3)), [IMAGE]),
+    "softmin": (behind(lambda: nn.Softmin(-1)), [ROWS]),
     "threshold": (behind(lambda: nn.Threshold(0.1, 0.2)), [ROWS]),
 } | {
     layer.__name__: (behind(layer), [ROWS])
     for layer in (
         nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Softsign, nn.Hardswish,
         nn.Hardsigmoid, nn.Hardtanh, nn.LogSigmoid, nn.Tanhshrink, nn.Softshrink, nn.Hardshrink, nn.GLU, nn.ReLU6,
-        nn.Softmin, nn.LeakyReLU,
+        nn.LeakyReLU,
     )
 }  # fmt: skip
 
