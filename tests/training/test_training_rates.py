@@ -5,12 +5,19 @@ import math
 import pytest
 import torch
 
-from lightwell.config.run import parse
+from lightwell.config.run import changed, parse
 from lightwell.model.build import GPT
 from lightwell.planner.choose import with_rates
 from lightwell.runtime.device import choose_device
 from lightwell.training.optimizer import Optimizer
-from lightwell.training.rates import decay_beside_muon, peak_rates, rate_beside_muon
+from lightwell.training.rates import (
+    LARGEST_STEP,
+    MUON,
+    decay_beside_muon,
+    of_a_large_step,
+    peak_rates,
+    rate_beside_muon,
+)
 
 CPU = choose_device("cpu", "float32")
 MODEL = {"vocab_size": 50, "context_length": 16, "emb_dim": 32, "n_layers": 2, "n_heads": 2, "tie_embeddings": False}
@@ -43,6 +50,18 @@ def test_what_is_fixed_stays_and_the_rest_is_ruled():
     assert with_rates(fixed, 640_000, 64_000) == fixed
     assert with_rates(config_of(), 640_000, math.inf).optimizer.weight_decay == 0
     assert with_rates(config_of(name="adamw"), 640_000, 64_000) == config_of(name="adamw")
+
+
+def test_larger_steps_have_larger_rates():
+    usual = with_rates(config_of(), 640_000, 64_000).optimizer
+    large = with_rates(changed(config_of(), train={"batch_size": 1024}), 640_000, 64_000).optimizer  # 16,384 tokens
+    assert large.muon_learning_rate == pytest.approx(math.sqrt(2) * MUON)
+    assert large.learning_rate == pytest.approx(math.sqrt(2) * usual.learning_rate)
+    assert usual.muon_learning_rate is None
+    assert of_a_large_step(8192) == 1
+    assert of_a_large_step(10**9) == LARGEST_STEP
+    kept = with_rates(changed(config_of(muon_learning_rate=0.01), train={"batch_size": 1024}), 640_000, 64_000)
+    assert kept.optimizer.muon_learning_rate == 0.01
 
 
 @pytest.mark.parametrize("learning_rate", [None, 1e-4])

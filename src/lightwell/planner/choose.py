@@ -24,7 +24,7 @@ from lightwell.planner.step_time import measure_step_seconds
 from lightwell.planner.text import COUNTED, MUCH_OVERLAP, PASSAGE, TextStatistics
 from lightwell.runtime.device import Device
 from lightwell.show.units import count, plural
-from lightwell.training.rates import decay_beside_muon, rate_beside_muon
+from lightwell.training.rates import MUON, decay_beside_muon, of_a_large_step, rate_beside_muon
 
 LEAST_STEPS = 100  # in which a model can begin to learn
 LEAST_KEPT = 0.6  # of the tokens of larger batches: a smaller batch with less is mostly the update, and not taken
@@ -143,18 +143,21 @@ def that_suit(rungs: dict[str, RunConfig], text: TextStatistics) -> dict[str, Ru
 
 
 def with_rates(config: RunConfig, tokens: int, unique: float) -> RunConfig:
-    """With AdamW's rate beside Muon and the weight decay for a run of so many tokens, `unique` of them different, where
-    they are open. Endlessly many (math.inf): nothing decays."""
+    """With Muon's rate, AdamW's beside it and the weight decay for a run of so many tokens, `unique` of them different,
+    where they are open. Endlessly many (math.inf): nothing decays."""
     given = config.optimizer
     if given.name != "muon":
         return config
-    rate, decay = given.learning_rate, given.weight_decay
+    per_step = tokens_per_step(config)
+    larger = of_a_large_step(per_step)
+    rate, muon, decay = given.learning_rate, given.muon_learning_rate, given.weight_decay
     if rate is None:
-        rate = rate_beside_muon(config.model.complete().emb_dim, tokens, unique)
+        rate = larger * rate_beside_muon(config.model.complete().emb_dim, tokens, unique)
+    if muon is None and larger > 1:
+        muon = larger * MUON
     if decay is None:
-        steps_of_a_pass = unique if math.isinf(unique) else unique / tokens_per_step(config)
-        decay = decay_beside_muon(steps_of_a_pass, given.muon_learning_rate)
-    return changed(config, optimizer={"learning_rate": rate, "weight_decay": decay})
+        decay = decay_beside_muon(unique if math.isinf(unique) else unique / per_step, muon)
+    return changed(config, optimizer={"learning_rate": rate, "muon_learning_rate": muon, "weight_decay": decay})
 
 
 def with_steps_enough(

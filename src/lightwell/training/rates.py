@@ -13,6 +13,7 @@ from lightwell.training.optimizer import Rates
 
 MUON = 0.02  # its peak rate
 FORGOTTEN = 0.85  # of what a pass through the text taught, at the peak rate, as a power of e (LOG.md)
+LARGE, LARGEST_STEP = 8192, 2.0  # tokens of a step to which the rates are the same; and how far they rise (LOG.md)
 MOST_FORGOTTEN = 0.02  # in a step: weights that fade faster have no time to learn anything
 
 
@@ -50,6 +51,12 @@ def rate_beside_muon(emb_dim: int, tokens: float = 0, unique: float = math.inf) 
     repeated = math.sqrt(min(1.0, unique / max(1.0, tokens)))
     short = min(1.0, unique / million) ** 0.25 if tokens > unique else 1.0
     return 0.0125 * min(long, repeated) * short * math.sqrt(128 / emb_dim)
+
+
+def of_a_large_step(tokens: int) -> float:
+    """By how much larger both rates are where a step is made from more than LARGE tokens: as the square root, since the
+    gradient's noise falls so (Malladi et al. 2022 derive it for Adam), as far as it was measured."""
+    return min(LARGEST_STEP, max(1.0, math.sqrt(tokens / LARGE)))
 
 
 def decay_beside_muon(steps_of_a_pass: float, muon_rate: float | None = None) -> float:
