@@ -148,15 +148,15 @@ def with_rates(config: RunConfig, tokens: int, unique: float) -> RunConfig:
     given = config.optimizer
     if given.name != "muon":
         return config
-    per_step = tokens_per_step(config)
-    larger = of_a_large_step(per_step)
+    larger = of_a_large_step(tokens_per_step(config)) if config.train.batch_size else 1.0
     rate, muon, decay = given.learning_rate, given.muon_learning_rate, given.weight_decay
     if rate is None:
         rate = larger * rate_beside_muon(config.model.complete().emb_dim, tokens, unique)
     if muon is None and larger > 1:
         muon = larger * MUON
     if decay is None:
-        decay = decay_beside_muon(unique if math.isinf(unique) else unique / per_step, muon)
+        steps_of_a_pass = unique if math.isinf(unique) else unique / tokens_per_step(config)
+        decay = decay_beside_muon(steps_of_a_pass, muon)
     return changed(config, optimizer={"learning_rate": rate, "muon_learning_rate": muon, "weight_decay": decay})
 
 
