@@ -13,7 +13,7 @@ app = make_app()
 def evaluate(
     run: str = typer.Argument(help="The run's folder."),
     text: list[str] = typer.Argument(None, help="Files and folders of text; none: the run's own held-out part."),
-    quantize: str = typer.Option(None, help="As with int8 or bf16 weights (generate --quantize): what they cost."),
+    quantize: str = typer.Option(None, help="Measure with int8 or bf16 weights, as for generate; CPU only."),
     device: str = typer.Option("auto", help="auto, cpu, cuda, cuda:1, mps."),
     json: bool = JSON,
 ) -> None:

@@ -36,7 +36,7 @@ def generate(
         False, "--truncate-prompt", help="Go on from the end of a prompt that is longer than the context."
     ),
     device: str = typer.Option("auto", help="auto, cpu, cuda, cuda:1, mps."),
-    prompts: Path = typer.Option(None, help="A file with a prompt in each line: all are gone on from at once."),
+    prompts: Path = typer.Option(None, help="A file with a prompt on each line; all are written on at once."),
     quantize: str = typer.Option(None, help="int8 or bf16 weights: less memory, faster for large models; CPU only."),
     json: bool = JSON,
 ) -> None:
