@@ -48,10 +48,12 @@ def main() -> None:
         for minutes in args.minutes:
             row = pretrain(text, minutes, val)
             best = sweep(text, minutes, val) if args.sweep else ""
-            off = f"{row['bits_per_byte'] / row['predicted'] - 1:+.1%}"
+            known = row["predicted"] is not None  # nothing is predicted of hardly any tokens
+            predicted = f"{row['predicted']:.3f}" if known else ""
+            off = f"{row['bits_per_byte'] / row['predicted'] - 1:+.1%}" if known else ""
             print(
                 f"| {Path(text).stem} | {minutes:g} | {row['seconds']} | {row['stolen']} | {row['parameters']:,} "
-                f"| {row['tokens'] / 1e6:.1f} M | {row['bits_per_byte']:.3f} | {row['predicted']:.3f} "
+                f"| {row['tokens'] / 1e6:.1f} M | {row['bits_per_byte']:.3f} | {predicted} "
                 f"| {off} | {best} |",
                 flush=True,
             )

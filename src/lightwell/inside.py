@@ -272,12 +272,12 @@ def _ids(run: Run, text: str, most: int) -> list[int]:
     return ids[:most]
 
 
-def trace_step(run: Run, text: str, level: str = "dissect", open_attention: bool = False) -> Any:
+def trace_step(run: Run, text: str) -> Any:
     """A trace of one forward and backward pass of a run's model on a text."""
     from lightwell.glass.capture import trace
 
     tensor = torch.tensor([_ids(run, text, run.model_config.context_length + 1)], device=run.device.torch_device)
-    with gradients_set_aside(run.model), trace(level, open_attention=open_attention) as t:  # type: ignore[arg-type]
+    with gradients_set_aside(run.model), trace() as t:
         loss, n = run.model(tensor[:, :-1], tensor[:, 1:])
         (loss / n).backward()
     return t

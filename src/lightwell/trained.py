@@ -102,7 +102,7 @@ class Run:
 
     def generate(self, prompt: str = "", **options: Any) -> str:
         """The text of `stream` at once, without the prompt."""
-        return "".join(self.stream(prompt, **options))
+        return self.write([prompt], **options).finish()[0]
 
     def write(
         self,

@@ -91,7 +91,7 @@ class Engine:
         truncate_prompt: bool = False,
     ) -> str:
         """The text that follows one prompt, without it. Options and errors as in `stream`."""
-        pieces = self.stream(
+        generation = self.stream(
             [prompt],
             max_new_tokens=max_new_tokens,
             sampling=sampling,
@@ -99,7 +99,7 @@ class Engine:
             seed=seed,
             truncate_prompt=truncate_prompt,
         )
-        return "".join(piece for (piece,) in pieces)
+        return generation.finish()[0]
 
     def generate_ids(
         self, ids: Sequence[int], *, max_new_tokens: int, sampling: Sampling | None = None, seed: int = 0
